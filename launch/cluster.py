@@ -1,0 +1,122 @@
+"""What does a cluster offer, and what must a job set there? The schema of `launch/clusters/NAME.toml`.
+
+In: a name or the path of a TOML file. Out: a frozen `Cluster`. Another cluster is another TOML file, nothing else.
+Invariant: every partition, path, option and environment variable of a machine stands in its TOML, with its reason.
+"""
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from megatron_jmed.config import raise_problems
+from megatron_jmed.errors import ConfigError
+
+CLUSTERS = Path(__file__).parent / "clusters"
+_WALLTIME = re.compile(r"(?:(\d+)-)?(\d{1,2}):([0-5]\d):([0-5]\d)")
+
+
+def walltime_seconds(text: str) -> int:
+    """Seconds of "[days-]hours:minutes:seconds"; ValueError otherwise."""
+    match = _WALLTIME.fullmatch(text)
+    if not match:
+        raise ValueError(f"{text!r} is not a time; write it as hours:minutes:seconds or days-hours:minutes:seconds, "
+                         "such as 24:00:00 or 7-00:00:00")
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _checked_walltime(text: str) -> str:
+    walltime_seconds(text)
+    return text
+
+
+Walltime = Annotated[str, AfterValidator(_checked_walltime)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Partition(_Table):
+    """What one partition (queue) allows."""
+
+    max_nodes: int = Field(gt=0)
+    max_walltime: Walltime | None = Field(None, description="none: no limit")
+
+
+class Cluster(_Table):
+    """One Slurm cluster as a training job sees it."""
+
+    name: str
+    partitions: dict[str, Partition] = Field(min_length=1)
+    partition: str = Field(description="the partition of a job that names none")
+    walltime: Walltime = Field(description="of a job that names none")
+    save_margin_seconds: int = Field(ge=1, description="how long before the limit a job is asked to save; covers one "
+                                     "step, one checkpoint, and the 30 s within which Slurm looks at its clock")
+    gpus_per_node: int = Field(ge=0, description="0: ranks compute on CPUs, over gloo")
+    gpu_memory_gib: float | None = Field(None, gt=0, description="of one GPU; jobs that cannot fit are refused")
+    ranks_per_node: int = Field(gt=0, description="of a job that says nothing else")
+    max_ranks_per_node: int = Field(gt=0)
+    python: str = Field("", description="interpreter on the nodes; empty: the one that runs submit.py")
+    setup: tuple[str, ...] = Field((), description="shell lines that prepare a job: module load, venv; the first that "
+                                   "fails ends it")
+    environment: dict[str, str] = Field({}, description="variables of every rank, set as they stand ($ is not expanded)")
+    sbatch_options: tuple[str, ...] = Field((), description="such as --gpus-per-node=8, --account=NAME")
+    srun_options: tuple[str, ...] = Field((), description="such as --container-image=PATH")
+    torchrun_options: tuple[str, ...] = ()
+    master_port_first: int = Field(10_000, ge=1024, description="a job meets at port first + job id % count: jobs on one "
+                                   "node differ")
+    master_port_count: int = Field(20_000, gt=0)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Cluster":
+        if self.partition not in self.partitions:
+            raise ValueError(f"partition={self.partition!r} is none of partitions: {', '.join(self.partitions)}")
+        if self.ranks_per_node > self.max_ranks_per_node:
+            raise ValueError(f"ranks_per_node={self.ranks_per_node} is more than max_ranks_per_node="
+                             f"{self.max_ranks_per_node}")
+        if 0 < self.gpus_per_node < self.max_ranks_per_node:
+            raise ValueError(f"max_ranks_per_node={self.max_ranks_per_node} is more than gpus_per_node="
+                             f"{self.gpus_per_node}; every rank needs its own GPU")
+        if self.master_port_first + self.master_port_count > 65_536:
+            raise ValueError(f"master_port_first + master_port_count = {self.master_port_first + self.master_port_count} "
+                             "is more than 65536, the number of ports")
+        return self
+
+
+def load_cluster(what: str) -> Cluster:
+    """The cluster of a TOML path, or of a name in `launch/clusters`; ConfigError names file and field."""
+    path = Path(what) if what.endswith(".toml") else CLUSTERS / f"{what}.toml"
+    known = sorted(file.stem for file in CLUSTERS.glob("*.toml"))
+    if path.parent == CLUSTERS and path.stem not in known:
+        raise ConfigError(f"unknown cluster {what!r}{did_you_mean(what, known)}; clusters: {', '.join(known)}; or give the "
+                          "path of a .toml file")
+    try:
+        return Cluster.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except ValidationError as error:
+        raise_problems(str(path), [_explain(problem) for problem in error.errors()])
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def did_you_mean(word: str, known) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _explain(problem: Any) -> str:
+    location = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        words = (Partition if problem["loc"][0] == "partitions" else Cluster).model_fields
+        return f"{location}: no such word{did_you_mean(str(problem['loc'][-1]), words)}"
+    if problem["type"] == "missing":
+        return f"{location}: must be given"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{location}={problem['input']!r}: {message}" if location else message

@@ -1,0 +1,386 @@
+"""Every word an experiment can say, and whether the words fit together.
+
+In: a recipe name, a TOML experiment or a saved JSON, plus dotted changes. Out: one frozen `RunConfig`.
+Invariant: only decisions are stored; whatever follows from them (steps, padded vocabulary, data-parallel size) is
+computed by a property or a function, so that it can never disagree. All problems are reported at once, and each names
+the value that would work. Nothing here touches torch, Megatron or the network.
+"""
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from megatron_jmed.errors import ConfigError
+
+RANDOM_INIT = "random"
+
+
+class Section(BaseModel):
+    """A frozen group of words; a word it does not know is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Section):
+    """The network: a decoder with rotary attention and top-k routed SwiGLU experts (Mixtral's shape)."""
+
+    num_layers: int = Field(gt=0)
+    hidden_size: int = Field(gt=0)
+    num_attention_heads: int = Field(gt=0)
+    num_query_groups: int = Field(gt=0, description="key-value heads")
+    kv_channels: int = Field(gt=0, description="size of one head")
+    ffn_hidden_size: int = Field(gt=0, description="width of one expert")
+    num_experts: int = Field(gt=0)
+    router_topk: int = Field(gt=0)
+    vocab_size: int = Field(gt=0, description="pieces of the tokenizer, before padding")
+    vocab_divisor: int = Field(128, gt=0, description="the embedding has a multiple of this times tp rows")
+    max_position_embeddings: int = Field(gt=0)
+    rotary_base: float = Field(10000.0, gt=0)
+    layernorm_epsilon: float = Field(1e-5, gt=0)
+    init_method_std: float = Field(0.02, gt=0)
+    aux_loss_coeff: float = Field(0.01, ge=0)
+    z_loss_coeff: float = Field(0.0, ge=0)
+    mcore: dict[str, Any] = Field({}, description="verbatim fields of Megatron-Core's TransformerConfig")
+
+
+class ParallelConfig(Section):
+    """How one model is spread over ranks: tensor, pipeline, expert, context; the rest is data parallel."""
+
+    tp: int = Field(1, gt=0)
+    pp: int = Field(1, gt=0)
+    ep: int = Field(1, gt=0)
+    cp: int = Field(1, gt=0)
+    etp: int = Field(1, gt=0, description="tensor parallelism inside an expert")
+    sequence_parallel: bool = False
+    dispatcher: Literal["alltoall", "allgather"] = "alltoall"
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
+
+
+class PrecisionConfig(Section):
+    """What is computed in which number format; gradients are always reduced and accumulated in fp32."""
+
+    compute: Literal["fp32", "bf16", "fp8"] = "bf16"
+    fp8_recipe: Literal["blockwise", "tensorwise", "delayed"] = "blockwise"
+    backend: Literal["local", "te"] = Field("local", description="torch layers, or Transformer Engine's")
+
+
+class OptimConfig(Section):
+    """AdamW with warm-up and decay counted in tokens."""
+
+    peak_lr: float = Field(gt=0)
+    min_lr: float = Field(ge=0)
+    warmup_tokens: int = Field(0, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    adam_eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    clip_grad: float = Field(1.0, gt=0)
+
+
+class SourceConfig(Section):
+    """One token set of the blend; `weight` is its share of the samples drawn, relative to the other weights."""
+
+    name: str
+    path: str
+    weight: float = Field(gt=0)
+    lang: str = ""
+    num_tokens: int | None = Field(None, gt=0, description="declared size, for planning before the token set exists")
+
+
+class DataConfig(Section):
+    """Which token sets, in what proportion."""
+
+    blend: tuple[SourceConfig, ...] = ()
+    valid_ratio: float = Field(0.01, ge=0, lt=0.5, description="tail of every token set kept for validation")
+    cache_folder: str = Field("", description="index cache; empty: inside the run folder")
+    num_workers: int = Field(0, ge=0, description="loader processes a rank")
+
+
+class BudgetConfig(Section):
+    """How much is read, in what batches, and when it is saved and validated; all budgets are in tokens."""
+
+    total_tokens: int = Field(gt=0)
+    seq_length: int = Field(gt=0)
+    global_batch_size: int = Field(gt=0, description="sequences a step")
+    micro_batch_size: int = Field(1, gt=0)
+    recompute: Literal["none", "selective", "full"] = "none"
+    save_every_tokens: int = Field(gt=0)
+    keep_checkpoints: int = Field(3, gt=0)
+    eval_every_tokens: int = Field(0, ge=0, description="0: never")
+    eval_steps: int = Field(4, gt=0)
+
+
+class LogConfig(Section):
+    """What is written down beside metrics.jsonl."""
+
+    every_steps: int = Field(1, gt=0)
+    wandb_project: str = Field("", description="empty: no wandb")
+    wandb_mode: Literal["online", "offline"] = "offline"
+    tensorboard: bool = False
+
+
+class RunConfig(Section):
+    """One run, whole. `init` is "random" or the folder of a checkpoint whose weights the run starts from."""
+
+    name: str
+    run_folder: str
+    init: str
+    seed: int = 1234
+    model: ModelConfig
+    parallel: ParallelConfig = ParallelConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    optim: OptimConfig
+    data: DataConfig = DataConfig()
+    budget: BudgetConfig
+    log: LogConfig = LogConfig()
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.budget.global_batch_size * self.budget.seq_length
+
+    @property
+    def num_steps(self) -> int:
+        """Whole steps that fit into the token budget."""
+        return self.budget.total_tokens // self.tokens_per_step
+
+    @property
+    def padded_vocab_size(self) -> int:
+        multiple = self.model.vocab_divisor * self.parallel.tp
+        return -(-self.model.vocab_size // multiple) * multiple
+
+    def steps_of(self, tokens: int) -> int:
+        """The number of steps nearest to `tokens`, at least 1."""
+        return max(1, round(tokens / self.tokens_per_step))
+
+
+# --- loading, changing, saving -------------------------------------------------------------------------------------
+
+
+def load_config(what: str, changes: list[str] = ()) -> RunConfig:
+    """The resolved config of a recipe name, a `.toml` experiment or a saved `.json`, with dotted `changes` applied.
+
+    Raises ConfigError with every unknown word, wrong type and contradiction (those that need no world size) at once.
+    """
+    words = _load_words(what)
+    for change in changes:
+        _apply_change(words, change)
+    config = config_from_dict(words, where=what)
+    raise_problems(what, problems(config))
+    return config
+
+
+def config_from_dict(words: dict[str, Any], where: str) -> RunConfig:
+    try:
+        return RunConfig.model_validate(words)
+    except ValidationError as error:
+        raise ConfigError(_bullets(where, [_explain(e) for e in error.errors()])) from None
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved config as JSON, atomically; running that file again repeats the run."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(config.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _load_words(what: str) -> dict[str, Any]:
+    path = Path(what)
+    if path.suffix == ".json":
+        return _parse(path, json.loads)
+    if path.suffix != ".toml":
+        return recipe_config(what).model_dump(mode="json")
+    words = _parse(path, tomllib.loads)
+    recipe = words.pop("recipe", None)
+    if not isinstance(recipe, str):
+        raise ConfigError(f'{path}: the first line must name a recipe, such as recipe = "llmjp_8x13b"')
+    base = recipe_config(recipe).model_dump(mode="json")
+    return _merged(base, words)
+
+
+def recipe_config(name: str) -> RunConfig:
+    """The config that the recipe function `name` of `megatron_jmed.recipes` returns."""
+    from megatron_jmed import recipes
+
+    if name not in recipes.RECIPES:
+        raise ConfigError(f"unknown recipe {name!r}{_did_you_mean(name, recipes.RECIPES)}; recipes: "
+                          f"{', '.join(sorted(recipes.RECIPES))}; or give a .toml or .json file")
+    return recipes.RECIPES[name]()
+
+
+def _parse(path: Path, loads) -> dict[str, Any]:
+    try:
+        return loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both_tables = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merged(base[key], value) if both_tables else value
+    return merged
+
+
+def _apply_change(words: dict[str, Any], change: str) -> None:
+    """Apply `a.b=value` in place; the value is read as TOML, and as a plain string where it is none."""
+    key, equals, text = change.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{change!r} is not a change; write it as section.word=value, such as optim.peak_lr=5e-5")
+    *sections, word = key.split(".")
+    table = words
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{change!r}: {section} is a single word, not a section")
+    try:
+        table[word] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[word] = text
+
+
+def _explain(error: dict[str, Any]) -> str:
+    location = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        *parents, word = error["loc"]
+        return f"{location}: no such word{_did_you_mean(str(word), _words_at(parents))}"
+    if error["type"] == "missing":
+        return f"{location}: must be given"
+    return f"{location}={error['input']!r}: {error['msg']}"
+
+
+def _words_at(parents: list[Any]) -> list[str]:
+    """The words known in the section that `parents` leads to."""
+    section: Any = RunConfig
+    for part in parents:
+        if isinstance(part, int):
+            section = SourceConfig
+        elif part != "blend":
+            section = section.model_fields[part].annotation
+    return list(section.model_fields)
+
+
+def _did_you_mean(word: str, known) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+# --- problems ------------------------------------------------------------------------------------------------------
+
+
+def raise_problems(where: str, found: list[str]) -> None:
+    if found:
+        raise ConfigError(_bullets(where, found))
+
+
+def _bullets(where: str, found: list[str]) -> str:
+    if len(found) == 1:
+        return f"{where}: {found[0]}"
+    return f"{where}: {len(found)} problems\n" + "\n".join(f"  - {problem}" for problem in found)
+
+
+def problems(config: RunConfig, world_size: int | None = None) -> list[str]:
+    """Everything in `config` that cannot work, as sentences; with `world_size`, also what does not fit that many ranks."""
+    found = _model_problems(config) + _budget_problems(config) + _data_problems(config) + _precision_problems(config)
+    return found + ([] if world_size is None else _world_problems(config, world_size))
+
+
+def _model_problems(config: RunConfig) -> list[str]:
+    model, parallel = config.model, config.parallel
+    found = []
+    for word, value, into, total in (
+        ("parallel.ep", parallel.ep, "model.num_experts", model.num_experts),
+        ("parallel.etp", parallel.etp, "model.ffn_hidden_size", model.ffn_hidden_size),
+        ("parallel.pp", parallel.pp, "model.num_layers", model.num_layers),
+        ("parallel.tp", parallel.tp, "model.num_attention_heads", model.num_attention_heads),
+        ("parallel.tp", parallel.tp, "model.num_query_groups", model.num_query_groups),
+        ("model.num_query_groups", model.num_query_groups, "model.num_attention_heads", model.num_attention_heads),
+    ):
+        if total % value:
+            found.append(f"{word}={value} does not divide {into}={total}; choose from {divisors(total)}")
+    if model.router_topk > model.num_experts:
+        found.append(f"model.router_topk={model.router_topk} is more than model.num_experts={model.num_experts}")
+    if parallel.cp != 1:
+        found.append(f"parallel.cp={parallel.cp}: context parallelism is not supported yet; set parallel.cp=1")
+    if parallel.sequence_parallel and parallel.tp == 1:
+        found.append("parallel.sequence_parallel=true needs parallel.tp of at least 2; set it to false")
+    if parallel.tp > 1 and model.num_experts > 1 and not parallel.sequence_parallel:
+        found.append(f"parallel.tp={parallel.tp} with experts needs parallel.sequence_parallel=true (Megatron-Core refuses "
+                     "to train otherwise)")
+    if parallel.ep == 1 and parallel.etp != parallel.tp:
+        # 0.16.1 then reduces expert gradients over the dense data-parallel group, which is another one: silently wrong
+        found.append(f"parallel.etp={parallel.etp} with parallel.ep=1 must equal parallel.tp={parallel.tp} (Megatron-Core "
+                     f"would leave expert gradients unreduced); set parallel.etp={parallel.tp} or parallel.ep of at least 2")
+    if parallel.overlap_param_gather and not parallel.overlap_grad_reduce:
+        found.append("parallel.overlap_param_gather=true needs parallel.overlap_grad_reduce=true")
+    return found
+
+
+def _budget_problems(config: RunConfig) -> list[str]:
+    budget, model, optim = config.budget, config.model, config.optim
+    found = []
+    if budget.seq_length > model.max_position_embeddings:
+        found.append(f"budget.seq_length={budget.seq_length} is longer than model.max_position_embeddings="
+                     f"{model.max_position_embeddings}")
+    if config.parallel.sequence_parallel and budget.seq_length % config.parallel.tp:
+        found.append(f"parallel.tp={config.parallel.tp} does not divide budget.seq_length={budget.seq_length}")
+    if budget.global_batch_size % budget.micro_batch_size:
+        found.append(f"budget.micro_batch_size={budget.micro_batch_size} does not divide budget.global_batch_size="
+                     f"{budget.global_batch_size}; choose from {divisors(budget.global_batch_size)}")
+    if config.num_steps == 0:
+        found.append(f"budget.total_tokens={budget.total_tokens} is less than one step of {config.tokens_per_step} tokens")
+    if optim.min_lr > optim.peak_lr:
+        found.append(f"optim.min_lr={optim.min_lr} is above optim.peak_lr={optim.peak_lr}")
+    if optim.warmup_tokens >= budget.total_tokens:
+        found.append(f"optim.warmup_tokens={optim.warmup_tokens} leaves nothing of budget.total_tokens="
+                     f"{budget.total_tokens}")
+    return found
+
+
+def _data_problems(config: RunConfig) -> list[str]:
+    names = [source.name for source in config.data.blend]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return [f"data.blend: the name {name!r} is used twice; every source needs its own" for name in twice]
+
+
+def _precision_problems(config: RunConfig) -> list[str]:
+    precision = config.precision
+    if precision.compute == "fp8" and precision.backend != "te":
+        return [f'precision.compute="fp8" needs precision.backend="te": with {precision.backend!r} Megatron-Core would '
+                "train in bf16 without saying so"]
+    return []
+
+
+def _world_problems(config: RunConfig, world_size: int) -> list[str]:
+    parallel, budget = config.parallel, config.budget
+    model_ranks = parallel.tp * parallel.pp * parallel.cp
+    expert_ranks = parallel.ep * parallel.etp * parallel.pp
+    found = []
+    for words, ranks in (("parallel.tp x pp x cp", model_ranks), ("parallel.ep x etp x pp", expert_ranks)):
+        if world_size % ranks:
+            found.append(f"{words} = {ranks} does not divide the {world_size} ranks of this job; use a multiple of {ranks}")
+    if found:
+        return found
+    dp = world_size // model_ranks
+    if budget.global_batch_size % (budget.micro_batch_size * dp):
+        found.append(f"budget.global_batch_size={budget.global_batch_size} is not a multiple of budget.micro_batch_size x "
+                     f"data-parallel ranks = {budget.micro_batch_size} x {dp}; nearest that work: "
+                     f"{_nearest_multiples(budget.global_batch_size, budget.micro_batch_size * dp)}")
+    return found
+
+
+def divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _nearest_multiples(number: int, of: int) -> list[int]:
+    below = number // of * of
+    return [n for n in (below, below + of) if n > 0]

@@ -1,0 +1,1 @@
+"""checkpoint folder <-> Hugging Face folder, with torch and safetensors alone: no Megatron, no GPU."""

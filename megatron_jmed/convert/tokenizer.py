@@ -1,0 +1,70 @@
+"""A SentencePiece unigram model -> the tokenizer files of a Hugging Face folder.
+
+Out: tokenizer.model (the file itself; it decides), tokenizer.json and tokenizer_config.json for AutoTokenizer, which
+prepends <s> as in pre-training. Hugging Face's unigram rounds differently: on real text about one document in a
+thousand gets another split at a tie (benchmarks/first_run.md), so programs of this project read tokenizer.model.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import sentencepiece
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
+from tokenizers.models import Unigram
+
+from megatron_jmed.errors import CheckpointError
+
+_SPACE = "\u2581"  # SentencePiece's visible space
+_ROLES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<PAD>", "mask_token": "<MASK>",
+          "cls_token": "<CLS>", "sep_token": "<SEP>"}
+
+
+def special_token_ids(tokenizer: Path | None) -> dict[str, int]:
+    """bos, eos and pad id for config.json; LLM-jp's where no tokenizer is given."""
+    if tokenizer is None:
+        return {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 4}
+    model = _load(tokenizer)
+    ids = {"bos_token_id": model.bos_id(), "eos_token_id": model.eos_id()}
+    if model.PieceToId("<PAD>") != model.unk_id():
+        ids["pad_token_id"] = model.PieceToId("<PAD>")
+    return ids
+
+
+def write_tokenizer(tokenizer: Path, folder: Path) -> dict[str, int]:
+    """Write the tokenizer files into `folder` and return its special ids."""
+    model = _load(tokenizer)
+    shutil.copyfile(tokenizer, folder / "tokenizer.model")
+    fast = _fast_tokenizer(model)
+    fast.save(str(folder / "tokenizer.json"))
+    words = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **{role: piece for role, piece in _ROLES.items() if fast.token_to_id(piece) is not None},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(words, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return special_token_ids(tokenizer)
+
+
+def _fast_tokenizer(model: sentencepiece.SentencePieceProcessor) -> Tokenizer:
+    pieces = range(model.get_piece_size())
+    vocab = [(model.IdToPiece(i), model.GetScore(i)) for i in pieces]
+    fast = Tokenizer(Unigram(vocab, unk_id=model.unk_id(), byte_fallback=True))
+    fast.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
+    fast.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(),
+                                      decoders.Strip(" ", 1, 0)])
+    fast.add_special_tokens([AddedToken(model.IdToPiece(i), normalized=False, special=True)
+                             for i in pieces if model.IsControl(i) or model.IsUnknown(i)])
+    bos = model.IdToPiece(model.bos_id())
+    fast.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, model.bos_id())])
+    return fast
+
+
+def _load(tokenizer: Path) -> sentencepiece.SentencePieceProcessor:
+    if not tokenizer.is_file():
+        raise CheckpointError(f"{tokenizer}: no such file; give a SentencePiece .model file")
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
+    except (RuntimeError, OSError) as error:
+        raise CheckpointError(f"{tokenizer}: not a SentencePiece model: {error}") from None

@@ -1,0 +1,152 @@
+"""Which ids does a text become, and how is a small tokenizer of the LLM-jp kind made?
+
+In: texts and a SentencePiece model file. Out: one flat array of ids and the length of each text; or, from documents,
+a new model file. Invariant: ids are those of the installed sentencepiece for each text alone, whatever texts are
+encoded with it. (sentencepiece 0.2.2 changed some ids against 0.2.1, so its version is part of a token set's record.)
+"""
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from megatron_jmed.corpus.document import read_documents
+from megatron_jmed.corpus.indexed import token_dtype
+from megatron_jmed.corpus.manifest import sha256_file
+from megatron_jmed.errors import CorpusError
+
+# The ids 3 to 7 of LLM-jp v3: never found in a text, only put there by a program.
+CONTROL_PIECES = ("<MASK>", "<PAD>", "<CLS>", "<SEP>", "<EOD>")
+NUM_BYTE_PIECES = 256
+MIN_VOCAB_SIZE = 3 + len(CONTROL_PIECES) + NUM_BYTE_PIECES + 1
+# Longer lines are left out of training by sentencepiece without a word, so they are cut instead.
+MAX_TRAINING_LINE_CHARACTERS = 1000
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """What identifies a tokenizer in a token set's manifest; an id is -1 where the model lacks the piece."""
+
+    file: str
+    sha256: str
+    vocab_size: int  # number of pieces
+    bos_id: int
+    eos_id: int
+    engine: str
+    engine_version: str
+
+
+class Encoder:
+    """Encodes texts with a SentencePiece model, with `<s>` before and `</s>` after each if asked for."""
+
+    def __init__(self, path: Path, bos: bool, eos: bool) -> None:
+        if not path.is_file():
+            raise CorpusError(f"tokenizer {path} does not exist; give a SentencePiece .model file")
+        try:
+            self.processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            raise CorpusError(f"tokenizer {path} is not a SentencePiece model: {error}") from None
+        self.path = path
+        self.dtype = token_dtype(len(self.processor))
+        self.before = [self._special("<s>", "bos", self.processor.bos_id())] if bos else []
+        self.after = [self._special("</s>", "eos", self.processor.eos_id())] if eos else []
+
+    def _special(self, piece: str, setting: str, found: int) -> int:
+        if found < 0:
+            raise CorpusError(f"tokenizer {self.path} has no {piece} piece; use one that has, or --no-{setting}")
+        return found
+
+    def info(self) -> TokenizerInfo:
+        """Describe the tokenizer (reads the file once more, to hash it)."""
+        return TokenizerInfo(
+            file=self.path.name,
+            sha256=sha256_file(self.path),
+            vocab_size=len(self.processor),
+            bos_id=self.processor.bos_id(),
+            eos_id=self.processor.eos_id(),
+            engine="sentencepiece",
+            engine_version=sentencepiece.__version__,
+        )
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of each text, without special pieces."""
+        return self.processor.encode(texts, out_type="numpy", num_threads=1)
+
+    def join(self, pieces: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Lay encoded texts end to end, special pieces added: (ids, number of ids of each text)."""
+        added = len(self.before) + len(self.after)
+        lengths = np.array([len(piece) + added for piece in pieces], dtype="<i4")
+        tokens = np.empty(int(lengths.sum()), dtype=self.dtype)
+        ends = np.cumsum(lengths, dtype=np.int64)
+        body = np.ones(len(tokens), dtype=bool)
+        for id_, positions in [(i, ends - lengths) for i in self.before] + [(i, ends - 1) for i in self.after]:
+            tokens[positions] = id_
+            body[positions] = False
+        tokens[body] = np.concatenate([np.empty(0, np.int32), *pieces])
+        return tokens, lengths
+
+
+def train_tokenizer(
+    source: str | Path | Sequence[str | Path], model_path: str | Path, vocab_size: int, text_field: str = "text"
+) -> None:
+    """Train a unigram model with byte fallback whose special ids are LLM-jp's, and write it to `model_path`.
+
+    The same documents give the same file. All text is held in memory, so give a sample of a large corpus. CorpusError
+    if a record is bad, if the texts cannot carry `vocab_size` pieces, or if another model is already at `model_path`.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise CorpusError(f"--vocab-size {vocab_size} is too small: special and byte pieces alone need {MIN_VOCAB_SIZE}")
+    sources = [source] if isinstance(source, str | Path) else list(source)
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_training_lines(sources, text_field),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="unigram",
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            split_digits=True,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            control_symbols=list(CONTROL_PIECES),
+            max_sentence_length=8 * MAX_TRAINING_LINE_CHARACTERS,
+            shuffle_input_sentence=False,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise CorpusError(f"no tokenizer of {vocab_size} pieces can be trained from {sources[0]}: {error}") from None
+    _write_model(Path(model_path), model.getvalue())
+
+
+def _training_lines(sources: list[str | Path], text_field: str) -> Iterator[str]:
+    """The lines of all documents, long ones cut."""
+    for source in sources:
+        for document in read_documents(source, text_field):
+            for line in document.text.splitlines():
+                for start in range(0, len(line), MAX_TRAINING_LINE_CHARACTERS):
+                    yield line[start : start + MAX_TRAINING_LINE_CHARACTERS]
+
+
+def _write_model(path: Path, model: bytes) -> None:
+    """Write a model atomically; CorpusError rather than replace another one."""
+    if path.exists():
+        if path.read_bytes() == model:
+            return
+        raise CorpusError(f"{path} already holds another model; delete it or choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as stream:
+        stream.write(model)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)

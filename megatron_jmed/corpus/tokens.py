@@ -1,0 +1,329 @@
+"""Which token ids does the trainer read, and from which texts and tokenizer do they come?
+
+In: a source of documents and a SentencePiece model. Out: TARGET/tokens.bin and tokens.idx (Megatron-Core's format),
+removed/REASON.jsonl for records that are no documents, and manifest.json. Three parts that know nothing of each
+other: reader.py reads, `_encode` (in several processes) turns a raw batch into ids, indexed.py writes.
+Invariant: documents keep the order of the source, and the output is the same, byte for byte, for any number of
+workers.
+"""
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import orjson
+from pydantic import JsonValue, TypeAdapter, ValidationError
+from tqdm import tqdm
+
+from megatron_jmed.corpus.document import BadRecord, Document, RemovedRecords, parse_batch
+from megatron_jmed.corpus.indexed import TokenWriter, read_index
+from megatron_jmed.corpus.manifest import (
+    PARTIAL_NAME,
+    Counts,
+    GroupCounts,
+    Manifest,
+    check_files,
+    code_version,
+    load_manifest,
+    open_target,
+    publish,
+)
+from megatron_jmed.corpus.reader import RawBatch, Source, find_source, read_batches
+from megatron_jmed.corpus.tokenizer import Encoder, TokenizerInfo
+from megatron_jmed.errors import CorpusError
+
+STAGE = "tokenize"
+NAME = "tokens"
+REMOVED = "removed"
+OUTPUT_NAMES = (f"{NAME}.bin", f"{NAME}.idx", REMOVED)
+# A corpus that puts, say, the page's address into `source` must not fill the manifest with a million lines.
+MAX_GROUPS = 1000
+OTHER = "(other)"
+# Enough that no worker waits for the reader, few enough that memory stays at some megabytes per worker.
+BATCHES_PER_WORKER = 3
+SECONDS_BETWEEN_LOG_LINES = 30.0
+
+
+@dataclass(frozen=True)
+class TokenizeSettings:
+    """How to tokenise. `workers`, `overwrite` and `progress` do not change the output; all else does."""
+
+    tokenizer: Path
+    text_field: str = "text"
+    bos: bool = True
+    eos: bool = True
+    max_bad: int = 100
+    licence: str | None = None  # None: what the source's manifests say
+    workers: int = 1
+    overwrite: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokenizer", Path(self.tokenizer))
+        if self.workers < 1:
+            raise CorpusError(f"--workers {self.workers} is too small; at least 1 is needed")
+        if self.max_bad < 0:
+            raise CorpusError(f"--max-bad {self.max_bad} is negative; 0 allows no bad record")
+
+
+def tokenize(source: str | Path, target: str | Path, settings: TokenizeSettings) -> Manifest:
+    """Tokenise every document of a source into TARGET; a target that is already finished is left as it is."""
+    target = Path(target)
+    found = find_source(source)
+    encoder = Encoder(settings.tokenizer, settings.bos, settings.eos)
+    info = encoder.info()
+    licence = settings.licence or found.licence()
+    choices: dict[str, JsonValue] = {
+        "tokenizer_sha256": info.sha256,
+        "text_field": settings.text_field,
+        "bos": settings.bos,
+        "eos": settings.eos,
+        "max_bad": settings.max_bad,
+        "licence": licence,
+    }
+    inputs = found.inputs()
+    if finished := open_target(target, STAGE, choices, inputs, OUTPUT_NAMES, settings.overwrite):
+        print(f"{target} is finished already ({finished.counts.documents} documents); nothing to do", file=sys.stderr)
+        return finished
+    if found.ignored:
+        first = ", ".join(found.ignored[:5])
+        print(f"ignored {len(found.ignored)} file(s) of other kinds in {source}: {first}", file=sys.stderr)
+
+    partial = target / PARTIAL_NAME
+    writer = TokenWriter(partial, NAME, encoder.dtype)
+    removed = RemovedRecords(partial / REMOVED, settings.max_bad)
+    try:
+        counts = _write_all(found, settings, writer, removed)
+        files, removed_files = writer.finish(), removed.close()
+    finally:
+        writer.close()
+        removed.close()
+    if not counts.documents:
+        raise CorpusError(f"{source} holds no usable document (dropped: {counts.dropped or 'none, it is empty'})")
+    manifest = Manifest(
+        stage=STAGE,
+        settings=choices,
+        code_version=code_version(),
+        source=str(source),
+        inputs=inputs,
+        ignored_inputs=found.ignored,
+        files=files,
+        removed_files=removed_files,
+        counts=counts,
+        details={"tokenizer": asdict(info), "dtype": encoder.dtype.name},
+        licence=licence,
+    )
+    publish(target, manifest, OUTPUT_NAMES)
+    return manifest
+
+
+def _write_all(source: Source, settings: TokenizeSettings, writer: TokenWriter, removed: RemovedRecords) -> Counts:
+    """Read, encode and write everything, in order, and count it."""
+    by_source, by_lang = _Groups(), _Groups()
+    num_tokens = num_documents = 0
+    disable = not settings.progress
+    interval = 0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_LINES
+    bar = tqdm(total=source.num_bytes(), unit="B", unit_scale=True, disable=disable, mininterval=interval)
+    batches = read_batches(source, settings.text_field, fields=("source", "lang"))
+    # closing() ends the workers when this loop stops early, and not whenever the generator is collected.
+    with bar, contextlib.closing(_encoded_in_order(batches, settings)) as encoded_batches:
+        for batch in encoded_batches:
+            writer.add(batch.tokens, batch.lengths)
+            for bad in batch.bad:
+                removed.add(bad)
+            for (name, lang), counted in batch.groups.items():
+                by_source.add(name, counted)
+                by_lang.add(lang, counted)
+            num_tokens += len(batch.tokens)
+            num_documents += len(batch.lengths)
+            seconds = max(bar.format_dict["elapsed"], 1e-9)
+            bar.set_postfix_str(
+                f"{num_documents:,} documents, {num_tokens:,} tokens, {num_tokens / seconds:,.0f} tokens/s",
+                refresh=False,
+            )
+            bar.update(batch.input_bytes)
+    total = by_lang.total()
+    assert (total.documents, total.tokens) == (num_documents, num_tokens)
+    return Counts(
+        documents=total.documents,
+        characters=total.characters,
+        tokens=total.tokens,
+        dropped=dict(sorted(removed.counts.items())),
+        by_source=by_source.counts,
+        by_lang=by_lang.counts,
+    )
+
+
+class _Groups:
+    """Sums counts by name; names beyond the first MAX_GROUPS share one line."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, GroupCounts] = {}
+
+    def add(self, name: str, new: GroupCounts) -> None:
+        if name not in self.counts and len(self.counts) >= MAX_GROUPS:
+            name = OTHER
+        self.counts[name] = _sum([self.counts.get(name, GroupCounts()), new])
+
+    def total(self) -> GroupCounts:
+        return _sum(list(self.counts.values()))
+
+
+def _sum(groups: list[GroupCounts]) -> GroupCounts:
+    return GroupCounts(
+        documents=sum(group.documents for group in groups),
+        characters=sum(group.characters for group in groups),
+        tokens=sum(group.tokens for group in groups),
+    )
+
+
+# ---- encoding, in this process or in several
+
+
+@dataclass(frozen=True)
+class _EncodedBatch:
+    tokens: np.ndarray
+    lengths: np.ndarray
+    groups: dict[tuple[str, str], GroupCounts]  # by (source, lang)
+    bad: list[BadRecord]
+    input_bytes: int
+
+
+@functools.cache
+def _encoder(tokenizer: Path, bos: bool, eos: bool) -> Encoder:
+    """One encoder per process."""
+    return Encoder(tokenizer, bos, eos)
+
+
+def _encode(batch: RawBatch, settings: TokenizeSettings) -> _EncodedBatch:
+    """Parse one raw batch and encode its documents; a document that gives no token is a bad record."""
+    encoder = _encoder(settings.tokenizer, settings.bos, settings.eos)
+    records = list(parse_batch(batch, settings.text_field))
+    pieces = encoder.encode([record.text for record in records if isinstance(record, Document)])
+    bad, kept, groups, ids = [], [], {}, iter(pieces)
+    for offset, record in enumerate(records):
+        if isinstance(record, BadRecord):
+            bad.append(record)
+        elif len(piece := next(ids)):
+            kept.append(piece)
+            key = (record.source, record.lang)
+            num_tokens = len(piece) + len(encoder.before) + len(encoder.after)
+            new = GroupCounts(documents=1, characters=len(record.text), tokens=num_tokens)
+            groups[key] = _sum([groups[key], new]) if key in groups else new
+        else:
+            bad.append(BadRecord(batch.file, batch.first_line + offset, "no_tokens", orjson.dumps(asdict(record))))
+    tokens, lengths = encoder.join(kept)
+    return _EncodedBatch(tokens, lengths, groups, bad, batch.input_bytes)
+
+
+def _encoded_in_order(batches: Iterator[RawBatch], settings: TokenizeSettings) -> Iterator[_EncodedBatch]:
+    """Encode batches here (one worker) or in several processes, a bounded number ahead; results keep the order."""
+    if settings.workers == 1:
+        yield from (_encode(batch, settings) for batch in batches)
+        return
+    # Not fork: a caller with threads (torch, pyarrow) would hand its workers locks that nobody will release.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(settings.workers, mp_context=context, initializer=_follow_parent)
+    waiting: deque[tuple[RawBatch, Future[_EncodedBatch]]] = deque()
+    try:
+        for batch in batches:
+            waiting.append((batch, pool.submit(_encode, batch, settings)))
+            if len(waiting) > BATCHES_PER_WORKER * settings.workers:
+                yield waiting.popleft()[1].result()
+        while waiting:
+            yield waiting.popleft()[1].result()
+    except BrokenProcessPool:
+        raise CorpusError(
+            f"a worker process died, often because memory ran out (a batch being encoded began at "
+            f"{batch.file}:{batch.first_line}, {settings.workers} workers); use fewer --workers and run again"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """Let Ctrl-C be the parent's business, and end this worker if the parent is killed."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+# ---- what the trainer loads
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """A finished token set; `prefix` is the path Megatron-Core wants (without .bin and .idx)."""
+
+    prefix: str
+    manifest: Manifest
+    num_documents: int
+    num_tokens: int
+    dtype: str
+    tokenizer: TokenizerInfo
+    source_share: dict[str, float] = field(default_factory=dict)  # of the tokens; adds up to 1
+    lang_share: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        return self.tokenizer.sha256
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+
+def load_token_set(folder: str | Path) -> TokenSet:
+    """Check a token set without reading its tokens (manifest, sizes, index) and describe it; CorpusError if damaged."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CorpusError(f"token set {folder} does not exist; make it with tools/tokenize_corpus.py")
+    manifest = load_manifest(folder)
+    if manifest.stage != STAGE:
+        raise CorpusError(f"{folder} is the result of stage {manifest.stage!r}, not a token set")
+    try:
+        info = TypeAdapter(TokenizerInfo).validate_python(manifest.details.get("tokenizer"))
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        raise CorpusError(f"the manifest of {folder} does not describe a tokenizer: {problem}") from None
+    _check_tokens(folder, manifest)
+    counts = manifest.counts
+    return TokenSet(
+        prefix=str(folder / NAME),
+        manifest=manifest,
+        num_documents=counts.documents,
+        num_tokens=counts.tokens,
+        dtype=str(manifest.details["dtype"]),
+        tokenizer=info,
+        source_share={name: group.tokens / counts.tokens for name, group in counts.by_source.items()},
+        lang_share={name: group.tokens / counts.tokens for name, group in counts.by_lang.items()},
+    )
+
+
+def _check_tokens(folder: Path, manifest: Manifest) -> None:
+    """Compare the manifest, the index and the size of the .bin file with each other."""
+    check_files(folder, manifest)
+    index = read_index(folder / f"{NAME}.idx")
+    size = (folder / f"{NAME}.bin").stat().st_size
+    claims = {
+        "bytes in .bin": (size, index.num_tokens_bytes),
+        "documents": (manifest.counts.documents, len(index.lengths)),
+        "tokens": (manifest.counts.tokens, index.num_tokens),
+        "type of ids": (manifest.details.get("dtype"), index.dtype.name),
+    }
+    for what, (there, indexed) in claims.items():
+        if there != indexed:
+            raise CorpusError(f"{folder}: {what}: {there} found, {indexed} according to {NAME}.idx; tokenise again")

@@ -1,0 +1,1 @@
+"""tokens -> batches: what one training step reads."""

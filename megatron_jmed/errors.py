@@ -1,0 +1,48 @@
+"""Which errors are the user's to mend, and how they reach the user: one line on stderr, exit code 2, no stack trace.
+
+Raise one of the classes below with a message that says what is wrong (with the file, line or field, and the numbers)
+and what would be right. Everything else that escapes is our own mistake and keeps its stack trace.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; the message names it and what would be right."""
+
+
+class ConfigError(UserError):
+    """A word, value or combination in the configuration cannot work."""
+
+
+class CorpusError(UserError):
+    """A corpus, token set or tokenizer is missing, damaged, or not what it says it is."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or Hugging Face folder is missing, damaged, or of another model."""
+
+
+class TrainingError(UserError):
+    """A run cannot go on: its numbers are no longer finite."""
+
+
+class ExamError(UserError):
+    """An exam folder, a scores file or a run folder to report on is missing or malformed."""
+
+
+def run_tool(main: Callable[[], None]) -> NoReturn:
+    """Run a command-line entry point and end the process: 0, 2 for a `UserError` (printed), 130 for Ctrl-C."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
+    sys.exit(0)

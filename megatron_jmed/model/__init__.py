@@ -1,0 +1,1 @@
+"""config -> network: what Megatron-Core builds from a RunConfig."""

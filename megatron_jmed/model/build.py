@@ -1,0 +1,63 @@
+"""RunConfig + Groups -> this rank's part of the model. The only file that names GPTModel.
+
+Upstream's head calls GPTModel deprecated; when it goes, this file changes and no other.
+"""
+
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+
+from megatron_jmed.config import RunConfig
+from megatron_jmed.cpu import on_meta_device
+from megatron_jmed.model.layers import RMSNorm, decoder_spec
+from megatron_jmed.model.transformer import transformer_config
+from megatron_jmed.parallel import Groups, device, is_first_stage, is_last_stage
+
+
+def build_model(config: RunConfig, groups: Groups) -> GPTModel:
+    """This rank's stage of the model, its weights drawn from the seed that `start_groups` set."""
+    mcore_config = transformer_config(config)
+    spec = decoder_spec(config)
+    if config.precision.backend == "local":
+        # a list of layers with our own final norm: Megatron-Core's default for a plain layer spec is torch's or apex's
+        num_layers = get_num_layers_to_build(mcore_config, pp_rank=groups.pp.rank())
+        spec = TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RMSNorm)
+    return GPTModel(
+        config=mcore_config,
+        transformer_layer_spec=spec,
+        vocab_size=config.padded_vocab_size,
+        max_sequence_length=config.model.max_position_embeddings,
+        pre_process=is_first_stage(groups),
+        post_process=is_last_stage(groups),
+        share_embeddings_and_output_weights=False,
+        position_embedding_type="rope",
+        rotary_base=config.model.rotary_base,
+        pg_collection=groups,
+    )
+
+
+def build_meta_model(config: RunConfig, groups: Groups) -> GPTModel:
+    """`build_model` without memory: shapes only, for dry runs. Always the local back end: Transformer Engine's layers
+    have the same parameters but cannot be built without a GPU."""
+    shapes_only = config.model_copy(update={
+        "precision": config.precision.model_copy(update={"compute": "bf16", "backend": "local"}),
+        "model": config.model.model_copy(update={"mcore": {**config.model.mcore, "perform_initialization": False}}),
+    })
+    with on_meta_device():
+        return build_model(shapes_only, groups)
+
+
+def build_data_parallel_model(config: RunConfig, groups: Groups) -> DistributedDataParallel:
+    """The model on this rank's device, with gradient buffers sharded for the distributed optimizer."""
+    model = build_model(config, groups).to(device())
+    mcore_config = model.config
+    if mcore_config.bf16:
+        model = Float16Module(mcore_config, model)
+    buffers = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=True,
+        overlap_grad_reduce=config.parallel.overlap_grad_reduce,
+        overlap_param_gather=config.parallel.overlap_param_gather,
+    )
+    return DistributedDataParallel(mcore_config, buffers, model, pg_collection=groups)

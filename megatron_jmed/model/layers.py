@@ -1,0 +1,98 @@
+"""Which modules make up one layer: the ModuleSpec, where kernels enter.
+
+Legend: S sequence, B micro-batch, N heads, G query groups, D head size, H hidden.
+Two back ends share one checkpoint: `local` (torch and the modules below, runs anywhere) and `te` (Transformer
+Engine's fused layers). Invariant: both name their parameters in a checkpoint alike (Transformer Engine's naming:
+the input norm belongs to linear_qkv, the MLP norm stands alone), so a checkpoint of one loads into the other.
+"""
+
+import torch
+import torch.nn.functional as F
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from megatron_jmed.config import RunConfig
+
+
+class RMSNorm(torch.nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, computed in fp32 (Zhang and Sennrich 2019, arXiv 1910.07467).
+
+    The weight is marked for sequence parallelism, where each tensor-parallel rank normalises its own part of the
+    sequence and the weight's gradients must be summed; torch's own norm lacks the mark and Megatron-Core refuses it.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_unused):
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype,
+                                                    device=torch.cuda.current_device()))
+        self.weight.sequence_parallel = config.sequence_parallel
+
+    def forward(self, hidden_SBH: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(hidden_SBH.float(), self.weight.shape, self.weight.float(), self.eps).to(hidden_SBH.dtype)
+
+
+class CausalAttention(torch.nn.Module):
+    """softmax(Q K^T / sqrt(D)) V under a causal mask, by torch's scaled_dot_product_attention.
+
+    Stands where Megatron-Core has DotProductAttention, which keeps the S x S matrix in memory.
+    """
+
+    def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType,
+                 attention_type: str, **_unused):
+        super().__init__()
+        assert attn_mask_type == AttnMaskType.causal, "only causal attention is built"
+
+    def forward(self, query_SBND, key_SBGD, value_SBGD, attention_mask=None, *, attn_mask_type=None,
+                attention_bias=None, packed_seq_params=None) -> torch.Tensor:
+        """[S, B, N, D], [S, B, G, D] twice -> [S, B, N*D]."""
+        assert attention_bias is None and packed_seq_params is None, "not built into this back end"
+        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query_SBND, key_SBGD, value_SBGD))
+        grouped = query.size(1) != key.size(1)
+        context_BNSD = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+        return context_BNSD.permute(2, 0, 1, 3).flatten(start_dim=2)
+
+
+def decoder_spec(config: RunConfig) -> TransformerBlockSubmodules | ModuleSpec:
+    """The spec of the decoder for the back end that `precision.backend` names."""
+    if config.precision.backend == "te":
+        return get_gpt_layer_with_transformer_engine_spec(
+            num_experts=config.model.num_experts, moe_grouped_gemm=True
+        )
+    return local_layer_spec(config.model.num_experts)
+
+
+def local_layer_spec(num_experts: int) -> ModuleSpec:
+    """One layer from torch and Megatron-Core's own linear layers; experts are computed one after the other."""
+    attention = ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=ColumnParallelLinear,
+            core_attention=CausalAttention,
+            linear_proj=RowParallelLinear,
+            q_layernorm=IdentityOp,
+            k_layernorm=IdentityOp,
+        ),
+    )
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=attention,
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=get_moe_module_spec(use_te=False, num_experts=num_experts, moe_grouped_gemm=False),
+            mlp_bda=get_bias_dropout_add,
+            sharded_state_dict_keys_map={"input_layernorm.": "self_attention.linear_qkv.layer_norm_"},
+        ),
+    )

@@ -1,0 +1,113 @@
+"""How many ranks are we, which one am I, and with whom do I share what: the only door to torch.distributed start-up
+and to Megatron-Core's global `parallel_state`.
+
+In: a ParallelConfig and the environment that torchrun or srun sets. Out: `Groups`, Megatron-Core's
+ProcessGroupCollection, which everything above passes on explicitly. On a CPU the backend is gloo, on a GPU NCCL.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+
+from megatron_jmed.config import ParallelConfig
+from megatron_jmed.errors import ConfigError
+
+if not torch.cuda.is_available():
+    from megatron_jmed.cpu import enter_cpu
+
+    enter_cpu()
+
+from megatron.core import parallel_state, tensor_parallel  # noqa: E402  (after the CPU patches)
+from megatron.core.process_groups_config import ProcessGroupCollection  # noqa: E402
+
+if not torch.cuda.is_available():
+    from megatron_jmed.cpu import patch_megatron_on_cpu
+
+    patch_megatron_on_cpu()
+
+Groups = ProcessGroupCollection
+
+_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks of the job."""
+
+    rank: int
+    size: int
+    local_rank: int
+
+
+def read_world() -> World:
+    """The world that torchrun (RANK, WORLD_SIZE, LOCAL_RANK) or srun (SLURM_PROCID, ...) gave; alone without either.
+
+    An srun-per-rank job must also set MASTER_ADDR and MASTER_PORT; an sbatch shell without srun counts as alone.
+    """
+    env = os.environ
+    if "RANK" in env:
+        return World(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)))
+    if "SLURM_PROCID" in env and "MASTER_ADDR" in env:
+        return World(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env["SLURM_LOCALID"]))
+    return World(0, 1, 0)
+
+
+def start_groups(parallel: ParallelConfig, world: World, seed: int) -> Groups:
+    """Start torch.distributed and Megatron's groups for `parallel`, and seed this rank. Collective over all ranks."""
+    if torch.cuda.is_available():
+        if world.local_rank >= torch.cuda.device_count():
+            raise ConfigError(f"local rank {world.local_rank} has no GPU: this node shows {torch.cuda.device_count()}; "
+                              "start as many ranks a node as it has GPUs")
+        torch.cuda.set_device(world.local_rank)
+    store = None
+    if world.size == 1:
+        store = torch.distributed.HashStore()  # a lone rank needs no address and no port
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(
+        backend, rank=world.rank, world_size=world.size, store=store, timeout=_TIMEOUT
+    )
+    return _model_parallel_groups(parallel, seed)
+
+
+def start_fake_groups(parallel: ParallelConfig, rank: int, world_size: int, seed: int = 0) -> Groups:
+    """The groups of one rank in a world that does not exist (torch's fake process group): for dry runs."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    return _model_parallel_groups(parallel, seed)
+
+
+def stop_groups() -> None:
+    """Leave the world: destroy Megatron's groups and torch.distributed. Collective over all ranks."""
+    parallel_state.destroy_model_parallel()
+    torch.distributed.destroy_process_group()
+
+
+def _model_parallel_groups(parallel: ParallelConfig, seed: int) -> Groups:
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tp,
+        pipeline_model_parallel_size=parallel.pp,
+        context_parallel_size=parallel.cp,
+        expert_model_parallel_size=parallel.ep,
+        expert_tensor_parallel_size=parallel.etp,
+        create_gloo_process_groups=False,
+    )
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    # The stages of a pipeline hold different layers, so they must not draw the same random weights.
+    tensor_parallel.model_parallel_cuda_manual_seed(seed + 100_000 * groups.pp.rank())
+    return groups
+
+
+def device() -> torch.device:
+    """Where this rank computes."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def is_first_stage(groups: Groups) -> bool:
+    return groups.pp.rank() == 0
+
+
+def is_last_stage(groups: Groups) -> bool:
+    return groups.pp.rank() == groups.pp.size() - 1

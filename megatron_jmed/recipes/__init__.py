@@ -1,0 +1,6 @@
+"""The recipes: functions that return a complete RunConfig; an experiment is one of them plus a few changes."""
+
+from megatron_jmed.recipes.llmjp import llmjp_8x1p8b, llmjp_8x13b, llmjp_8x13b_fp8
+from megatron_jmed.recipes.tiny import tiny
+
+RECIPES = {recipe.__name__: recipe for recipe in (tiny, llmjp_8x1p8b, llmjp_8x13b, llmjp_8x13b_fp8)}

@@ -1,0 +1,144 @@
+"""What lies where in a run folder, and when is a checkpoint whole?
+
+RUN/config.json  RUN/run.json  RUN/metrics.jsonl  RUN/blend.json  RUN/checkpoints/step_N/  RUN/hf/  RUN/scores/
+RUN/report.html, and three marker files: `stop` (a request to save and end), `stopped` (that was done), `done`.
+
+Invariant: `state.json` is written last into a checkpoint, so a folder without it was never finished and counts as
+nothing. Programs of different rooms (train, convert, evaluate, launch) meet through this file's names alone.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from megatron_jmed.config import ModelConfig, ParallelConfig
+from megatron_jmed.errors import CheckpointError
+
+STATE_NAME = "state.json"
+
+
+class CheckpointState(BaseModel):
+    """What a checkpoint holds and where in the training it was taken."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    format_version: Literal[1] = 1
+    step: int
+    tokens: int
+    model: ModelConfig
+    has_optimizer: bool
+    parallel: ParallelConfig | None = None
+    world_size: int | None = None
+    code_version: str = ""
+    source: str = ""
+
+
+class RunFolder:
+    """The paths inside one run folder."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.run = self.path / "run.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.blend = self.path / "blend.json"
+        self.index_cache = self.path / "index_cache"
+        self.checkpoints = self.path / "checkpoints"
+        self.stop = self.path / "stop"
+        self.stopped = self.path / "stopped"
+        self.done = self.path / "done"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step_{step:07d}"
+
+    def whole_checkpoints(self) -> list[Path]:
+        """The finished checkpoints, oldest first."""
+        return sorted(path.parent for path in self.checkpoints.glob(f"step_*/{STATE_NAME}"))
+
+    def latest_checkpoint(self) -> Path | None:
+        return next(reversed(self.whole_checkpoints()), None)
+
+
+def load_state(checkpoint: Path) -> CheckpointState:
+    """The state of a finished checkpoint; CheckpointError if it is none."""
+    path = checkpoint / STATE_NAME
+    try:
+        return CheckpointState.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        hint = "it was never finished" if checkpoint.is_dir() else "there is no such folder"
+        raise CheckpointError(f"{checkpoint}: not a checkpoint, {hint} ({STATE_NAME} is written last); give the folder "
+                              "step_N of a run, or one that tools/import_hf.py wrote") from None
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: not a checkpoint state of format version 1: {error.errors()[0]['msg']}") from None
+
+
+def check_same_model(checkpoint: Path, state: CheckpointState, model: ModelConfig) -> None:
+    """CheckpointError that lists every word in which the checkpoint's network differs from `model`'s."""
+    words = ("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "kv_channels", "ffn_hidden_size",
+             "num_experts", "router_topk", "vocab_size", "rotary_base", "layernorm_epsilon")
+    differ = [f"model.{word} is {getattr(state.model, word)} in the checkpoint and {getattr(model, word)} in the config"
+              for word in words if getattr(state.model, word) != getattr(model, word)]
+    if differ:
+        raise CheckpointError(f"{checkpoint}: a checkpoint of another model: " + "; ".join(differ))
+
+
+def begin_checkpoint(folder: Path) -> None:
+    """An empty folder for a checkpoint; what a killed writer left there is removed."""
+    if folder.exists():
+        remove_checkpoint(folder)
+    folder.mkdir(parents=True)
+
+
+def finish_checkpoint(folder: Path, state: CheckpointState) -> None:
+    """Make the checkpoint whole: everything in it reaches the disk before `state.json` does."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            _sync(path)
+    _sync(folder)
+    write_json(folder / STATE_NAME, state.model_dump(mode="json"))
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint; `state.json` goes first, so that a half-removed one is never taken for whole."""
+    (folder / STATE_NAME).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _sync(partial)
+    partial.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def code_version() -> str:
+    """The commit of the code, with "+changes" if files differ from it; the package version outside a git checkout."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    here = Path(__file__).parent
+    try:
+        described = subprocess.run(["git", "describe", "--always", "--dirty=+changes", "--abbrev=12"], cwd=here,
+                                   capture_output=True, text=True, timeout=10)
+        if described.returncode == 0:
+            return described.stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        pass
+    try:
+        return f"megatron_jmed {version('megatron_jmed')}"
+    except PackageNotFoundError:
+        return "unknown"

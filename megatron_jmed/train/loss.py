@@ -1,0 +1,27 @@
+"""The loss of one micro-batch: cross-entropy averaged over the tokens that count, and the same by source.
+
+Legend: B sequences, S tokens in a sequence, C sources of the blend.
+"""
+
+from functools import partial
+
+import torch
+
+from megatron_jmed.data.batch import Batch
+
+
+def loss_function(batch: Batch, num_sources: int):
+    """The function that Megatron-Core's schedule calls with the token losses [B, S] on the last pipeline stage."""
+    return partial(_masked_loss, batch, num_sources)
+
+
+def _masked_loss(batch: Batch, num_sources: int, token_losses_BS: torch.Tensor):
+    """(sum of losses, number of tokens, {"by_source": [C, 2] sums and counts}).
+
+    The schedule divides the sum by the number of tokens and of micro-batches before the backward pass.
+    """
+    losses_BS = token_losses_BS.float() * batch.loss_mask_BS
+    by_source = torch.zeros(num_sources, 2, dtype=torch.float64, device=losses_BS.device)
+    per_sequence = torch.stack([losses_BS.detach().double().sum(dim=1), batch.loss_mask_BS.double().sum(dim=1)], dim=1)
+    by_source.index_add_(0, batch.source_B, per_sequence)
+    return losses_BS.sum(), batch.loss_mask_BS.sum().int(), {"by_source": by_source}

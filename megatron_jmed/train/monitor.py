@@ -1,0 +1,221 @@
+"""What is written down about every step, and what tells the loop to stop.
+
+In: the numbers a step returns. Out: RUN/metrics.jsonl (one JSON object a line, always), TensorBoard and wandb when
+asked, and a line on the terminal with rate and time left. Only rank 0 writes; on the others a Monitor does nothing.
+"""
+
+import json
+import math
+import platform
+import signal
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from megatron_jmed.config import RunConfig, save_config
+from megatron_jmed.parallel import World
+from megatron_jmed.run_folder import RunFolder, code_version, write_json
+from megatron_jmed.train.estimate import flops_a_token
+from megatron_jmed.train.step import StepNumbers
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StopRequest:
+    """Has somebody asked this process to save and end? A signal (TERM, USR1, Ctrl-C) or the file RUN/stop."""
+
+    def __init__(self, folder: RunFolder, world: World):
+        self._file = folder.stop if world.rank == 0 else None  # one rank asks the shared disk, and tells the others
+        self._signal = ""
+        for number in _STOP_SIGNALS:
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, _frame) -> None:
+        self._signal = signal.Signals(number).name
+
+    def reason(self) -> str:
+        """Why to stop, or an empty string."""
+        if self._signal:
+            return self._signal
+        return "stop file" if self._file and self._file.exists() else ""
+
+    def ignore_from_now_on(self) -> None:
+        """While Python shuts down it resets handlers to the deadly default; a late signal must not fail a saved run."""
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+class Monitor:
+    """Writes the numbers of each step to the run folder."""
+
+    def __init__(self, config: RunConfig, world: World, folder: RunFolder, step: int, checkpoint: Path | None):
+        self._config, self._world, self._folder = config, world, folder
+        self._is_writer = world.rank == 0
+        self._flops_a_step = flops_a_token(config) * config.tokens_per_step
+        self.restart_clock()
+        if not self._is_writer:
+            return
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.stopped.unlink(missing_ok=True)
+        save_config(config, folder.config)
+        _append_start(folder, world, config, step)
+        _drop_records_after(folder.metrics, step)
+        self._metrics = open(folder.metrics, "a", encoding="utf-8", buffering=1)
+        self._tensorboard = _open_tensorboard(folder) if config.log.tensorboard else None
+        self._wandb = _open_wandb(config, folder) if config.log.wandb_project else None
+        print(_first_line(config, world, step, checkpoint), flush=True)
+
+    def record_step(self, step: int, lr: float, numbers: StepNumbers) -> None:
+        """One line of metrics, and one on the terminal every `log.every_steps`."""
+        seconds = self._seconds_since_lap()
+        if not self._is_writer:
+            return
+        tokens_per_step = self._config.tokens_per_step
+        rate = tokens_per_step / seconds
+        self._write({
+            "step": step,
+            "tokens": step * tokens_per_step,
+            "loss": numbers.loss,
+            "aux_loss": numbers.aux_loss,
+            "grad_norm": numbers.grad_norm,
+            "lr": lr,
+            "step_seconds": seconds,
+            "tokens_per_second": rate,
+            "tflops_per_second_per_gpu": self._flops_a_step / seconds / self._world.size / 1e12,
+            "loss_by_source": numbers.loss_by_source,
+            "expert_load": numbers.expert_load,
+        })
+        if step % self._config.log.every_steps == 0 or step == self._config.num_steps:
+            left = _clock((self._config.num_steps - step) * seconds)
+            print(f"step {step}/{self._config.num_steps}  tokens {step * tokens_per_step:,}  loss {numbers.loss:.4f}  "
+                  f"aux {numbers.aux_loss:.3f}  grad norm {numbers.grad_norm:.3f}  lr {lr:.2e}  {rate:,.0f} tokens/s  "
+                  f"left {left}", flush=True)
+
+    def record_validation(self, step: int, numbers: StepNumbers) -> None:
+        if self._is_writer:
+            self._write({"step": step, "tokens": step * self._config.tokens_per_step,
+                         "valid_loss": {"all": numbers.loss, **numbers.loss_by_source}})
+            print(f"step {step}/{self._config.num_steps}  validation loss {numbers.loss:.4f}", flush=True)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Validating and saving are not part of a step's time."""
+        self._lap = time.perf_counter()
+
+    def close(self, step: int, stop_reason: str) -> None:
+        """Mark how the run ended: RUN/done when the budget is read, RUN/stopped when somebody asked."""
+        if not self._is_writer:
+            return
+        self._metrics.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+        if self._wandb:
+            self._wandb.finish()
+        is_done = step == self._config.num_steps
+        (self._folder.done if is_done else self._folder.stopped).write_text(f"{step}\n", encoding="utf-8")
+        self._folder.stop.unlink(missing_ok=True)
+        print(f"done: {step * self._config.tokens_per_step:,} tokens read" if is_done else
+              f"stopped at step {step} ({stop_reason or 'asked by another rank'}); the same command goes on from there",
+              flush=True)
+
+    def _seconds_since_lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self._lap = now - self._lap, now
+        return seconds
+
+    def _write(self, numbers: dict[str, Any]) -> None:
+        self._metrics.write(json.dumps(_finite(numbers)) + "\n")
+        scalars = _flat_scalars(numbers)
+        if self._tensorboard:
+            for name, value in scalars.items():
+                self._tensorboard.add_scalar(name, value, numbers["tokens"])
+        if self._wandb:
+            self._wandb.log(scalars, step=numbers["step"])
+
+
+def _append_start(folder: RunFolder, world: World, config: RunConfig, step: int) -> None:
+    """RUN/run.json: one entry each time the run was started, with what started it."""
+    starts = json.loads(folder.run.read_text(encoding="utf-8"))["starts"] if folder.run.exists() else []
+    starts.append({
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "step": step,
+        "code_version": code_version(),
+        "world_size": world.size,
+        "layout": config.parallel.model_dump(mode="json"),
+        "host": platform.node(),
+    })
+    write_json(folder.run, {"starts": starts})
+
+
+def _first_line(config: RunConfig, world: World, step: int, checkpoint: Path | None) -> str:
+    beginning = f"from {checkpoint}" if checkpoint else "from random weights"
+    what = f"resuming at step {step} {beginning}: weights, optimizer, data position" if step else f"beginning {beginning}"
+    return (f"{config.name}: {what}; {config.num_steps} steps of {config.tokens_per_step:,} tokens on {world.size} rank(s), "
+            f"run folder {config.run_folder}")
+
+
+def _drop_records_after(path: Path, step: int) -> None:
+    """A run that resumes at `step` writes the later steps again: their old lines move to metrics.dropped.jsonl."""
+    if not path.exists():
+        return
+    kept, dropped = [], []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            is_later = json.loads(line)["step"] > step
+        except (ValueError, KeyError):
+            is_later = True  # half a line: the writer was killed
+        (dropped if is_later else kept).append(line + "\n")
+    if not dropped:
+        return
+    with open(path.with_name("metrics.dropped.jsonl"), "a", encoding="utf-8") as stream:
+        stream.writelines(dropped)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.replace(path)
+
+
+def _open_tensorboard(folder: RunFolder):
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder.path / "tensorboard"))
+
+
+def _open_wandb(config: RunConfig, folder: RunFolder):
+    import wandb
+
+    return wandb.init(
+        project=config.log.wandb_project,
+        name=config.name,
+        dir=str(folder.path),
+        mode=config.log.wandb_mode,
+        config=config.model_dump(mode="json"),
+    )
+
+
+def _flat_scalars(numbers: dict[str, Any]) -> dict[str, float]:
+    """The numbers as wandb and TensorBoard want them: no nesting, and the expert load as its worst imbalance."""
+    flat = {}
+    for name, value in numbers.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}/{key}": inner for key, inner in value.items()}
+        elif isinstance(value, int | float):
+            flat[name] = value
+    if numbers.get("expert_load"):
+        flat["expert_load_max_over_mean"] = max(max(layer) * len(layer) for layer in numbers["expert_load"])
+    return flat
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a number that is not finite is written as a string."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return value
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

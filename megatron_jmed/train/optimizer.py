@@ -1,0 +1,59 @@
+"""AdamW over Megatron-Core's distributed optimizer, and the learning rate as a function of tokens.
+
+Norm weights (one-dimensional parameters) are not decayed. Masters and moments are fp32.
+"""
+
+import math
+
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer.optimizer import ChainedOptimizer
+from megatron.core.optimizer.optimizer_config import OptimizerConfig
+
+from megatron_jmed.config import OptimConfig, RunConfig
+from megatron_jmed.parallel import Groups
+
+
+def build_optimizer(config: RunConfig, model: DistributedDataParallel, groups: Groups) -> ChainedOptimizer:
+    """The optimizer of this rank's shard. Collective: the parameter groups are agreed on over all ranks."""
+    optim = config.optim
+    fields = OptimizerConfig(
+        optimizer="adam",
+        lr=optim.peak_lr,
+        min_lr=optim.min_lr,
+        adam_beta1=optim.adam_beta1,
+        adam_beta2=optim.adam_beta2,
+        adam_eps=optim.adam_eps,
+        weight_decay=optim.weight_decay,
+        clip_grad=optim.clip_grad,
+        bf16=config.precision.compute != "fp32",
+        params_dtype=model.config.params_dtype,
+        use_distributed_optimizer=True,
+        overlap_param_gather=config.parallel.overlap_param_gather,
+    )
+    return get_megatron_optimizer(fields, [model], use_gloo_process_groups=False, pg_collection=groups)
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """The rate of step `step` (counted from 0): linear warm-up from 0 to the peak, then decay to the minimum.
+
+    Taken at the tokens that the step ends with, so that the first step of a warm-up already learns.
+    """
+    optim, tokens = config.optim, (step + 1) * config.tokens_per_step
+    if tokens < optim.warmup_tokens:
+        return optim.peak_lr * tokens / optim.warmup_tokens
+    decay_tokens = config.num_steps * config.tokens_per_step - optim.warmup_tokens
+    progress = min(1.0, (tokens - optim.warmup_tokens) / max(1, decay_tokens))
+    remaining = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+        "linear": 1 - progress,
+        "constant": 1.0,
+    }[optim.schedule]
+    return optim.min_lr + (optim.peak_lr - optim.min_lr) * remaining
+
+
+def set_learning_rate(optimizer: ChainedOptimizer, optim: OptimConfig, lr: float) -> None:
+    """Write the rate and the decay into every parameter group; Megatron-Core leaves both to the training program."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_mult"]
+        group["weight_decay"] = optim.weight_decay * group["wd_mult"]

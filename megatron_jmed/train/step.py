@@ -1,0 +1,135 @@
+"""One training step, and one validation: everything that is computed between two lines of metrics.jsonl.
+
+Legend: L layers, E experts, C sources of the blend.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.optimizer.optimizer import ChainedOptimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker, get_moe_layer_wise_logging_tracker
+from megatron.core.transformer.moe.router import TopKRouter
+
+from megatron_jmed.config import RunConfig
+from megatron_jmed.data.batch import Batch
+from megatron_jmed.parallel import Groups, device
+from megatron_jmed.train.loss import loss_function
+from megatron_jmed.train.optimizer import set_learning_rate
+
+
+@dataclass
+class StepNumbers:
+    """What one step says about itself; the same on every rank."""
+
+    loss: float
+    loss_by_source: dict[str, float]
+    aux_loss: float = 0.0
+    expert_load: list[list[float]] = field(default_factory=list)
+    grad_norm: float = 0.0
+    is_stop_asked: bool = False
+
+
+class ExpertCounter:
+    """Counts the tokens that each router of this rank sends to each expert: [L, E], zeros in other stages' layers."""
+
+    def __init__(self, config: RunConfig, model: torch.nn.Module):
+        self.tokens_LE = torch.zeros(config.model.num_layers, config.model.num_experts, dtype=torch.float64, device=device())
+        for module in model.modules():
+            if isinstance(module, TopKRouter):
+                module.register_forward_hook(self._count)
+
+    def _count(self, router: TopKRouter, _inputs, outputs) -> None:
+        if torch.is_grad_enabled():  # not in validation, and once, not twice, where activations are recomputed
+            self.tokens_LE[router.layer_number - 1] += outputs[1].sum(dim=0)
+
+
+class Stepper:
+    """Runs steps of one model with one optimizer; holds no state of the training, which is in the model and optimizer."""
+
+    def __init__(self, config: RunConfig, groups: Groups, model: DistributedDataParallel, optimizer: ChainedOptimizer,
+                 source_names: tuple[str, ...]):
+        self._config, self._groups, self._model, self._optimizer = config, groups, model, optimizer
+        self._source_names = source_names
+        self._experts = ExpertCounter(config, model)
+        self._num_micro_batches = config.budget.global_batch_size // (config.budget.micro_batch_size * groups.dp.size())
+        mcore = model.config
+        mcore.finalize_model_grads_func = finalize_model_grads
+        mcore.grad_scale_func = optimizer.scale_loss
+        if config.parallel.overlap_grad_reduce:
+            mcore.no_sync_func = model.no_sync
+        if config.parallel.overlap_param_gather:
+            mcore.param_sync_func = model.start_param_sync
+        self._forward_backward = partial(
+            get_forward_backward_func(),
+            forward_step_func=self._forward,
+            model=[model],
+            num_microbatches=self._num_micro_batches,
+            seq_length=config.budget.seq_length,
+            micro_batch_size=config.budget.micro_batch_size,
+            pg_collection=groups,
+            p2p_communicator=P2PCommunicator(groups.pp, mcore),
+        )
+
+    def train(self, batches: Iterator[Batch], lr: float, wants_stop: bool) -> StepNumbers:
+        """Forward, backward, reduce, clip, update. Collective over all ranks; any rank's `wants_stop` is all ranks'."""
+        set_learning_rate(self._optimizer, self._config.optim, lr)
+        self._model.train()
+        self._model.zero_grad_buffer()
+        self._optimizer.zero_grad()
+        results = self._forward_backward(data_iterator=batches, forward_only=False)
+        _, grad_norm, _ = self._optimizer.step()
+        numbers = self._summed_over_ranks(results, wants_stop)
+        numbers.grad_norm = float(grad_norm)
+        return numbers
+
+    @torch.no_grad()
+    def validate(self, batches: Iterator[Batch], num_steps: int) -> StepNumbers:
+        """The loss over `num_steps` global batches, without learning. Collective over all ranks."""
+        self._model.eval()
+        results = []
+        for _ in range(num_steps):
+            results += self._forward_backward(data_iterator=batches, forward_only=True)
+        return self._summed_over_ranks(results, wants_stop=False)
+
+    def _forward(self, batches: Iterator[Batch], model: torch.nn.Module):
+        batch = next(batches)
+        token_losses_BS = model(batch.tokens_BS, batch.position_ids_BS, attention_mask=None, labels=batch.labels_BS)
+        return token_losses_BS, loss_function(batch, len(self._source_names))
+
+    def _summed_over_ranks(self, results: list[dict[str, torch.Tensor]], wants_stop: bool) -> StepNumbers:
+        """One all-reduce over the whole world for every number that ranks hold in parts."""
+        num_layers, num_experts = self._experts.tokens_LE.shape
+        by_source_C2 = torch.zeros(len(self._source_names), 2, dtype=torch.float64, device=device())
+        if results and self._groups.tp.rank() == 0:  # tensor-parallel ranks of the last stage hold copies
+            by_source_C2 += torch.stack([result["by_source"] for result in results]).sum(dim=0)
+        stop = torch.tensor([float(wants_stop)], dtype=torch.float64, device=device())
+        parts = [by_source_C2.flatten(), _aux_loss(num_layers), self._experts.tokens_LE.flatten(), stop]
+        summed = torch.cat(parts)
+        torch.distributed.all_reduce(summed)
+        by_source, aux_L, load, stop = summed.cpu().split([part.numel() for part in parts])
+        self._experts.tokens_LE.zero_()
+        clear_aux_losses_tracker()
+        micro_batches_a_step = self._num_micro_batches * self._groups.dp.size()
+        sums, counts = by_source.view(-1, 2).unbind(dim=1)
+        load_LE = load.view(num_layers, num_experts)
+        return StepNumbers(
+            loss=float(sums.sum() / counts.sum()),
+            loss_by_source={name: float(total / count) for name, total, count in
+                            zip(self._source_names, sums, counts, strict=True) if count > 0},
+            aux_loss=float(aux_L.mean()) / micro_batches_a_step,
+            expert_load=(load_LE / load_LE.sum(dim=1, keepdim=True).clamp(min=1)).tolist(),
+            is_stop_asked=bool(stop > 0),
+        )
+
+
+def _aux_loss(num_layers: int) -> torch.Tensor:
+    """This rank's part of the unscaled load-balancing loss by layer [L]: 1 is perfect balance."""
+    tracked = get_moe_layer_wise_logging_tracker().get("load_balancing_loss")
+    if tracked is None:
+        return torch.zeros(num_layers, dtype=torch.float64, device=device())
+    return tracked["values"].double()
