@@ -78,13 +78,23 @@ def load_state(checkpoint: Path) -> CheckpointState:
 
 
 def check_same_model(checkpoint: Path, state: CheckpointState, model: ModelConfig) -> None:
-    """CheckpointError that lists every word in which the checkpoint's network differs from `model`'s."""
+    """CheckpointError that lists every word in which the checkpoint's network differs from `model`'s.
+
+    Vocabularies that pad to the same number of rows are the same: a Hugging Face folder may already count the padding
+    (LLM-jp's hold 99,584 rows for 99,574 pieces).
+    """
     words = ("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "kv_channels", "ffn_hidden_size",
              "num_experts", "router_topk", "vocab_size", "rotary_base", "layernorm_epsilon")
     differ = [f"model.{word} is {getattr(state.model, word)} in the checkpoint and {getattr(model, word)} in the config"
-              for word in words if getattr(state.model, word) != getattr(model, word)]
+              for word in words if getattr(state.model, word) != getattr(model, word)
+              and not (word == "vocab_size" and _blocks(state.model, model) == _blocks(model, model))]
     if differ:
         raise CheckpointError(f"{checkpoint}: a checkpoint of another model: " + "; ".join(differ))
+
+
+def _blocks(of: ModelConfig, model: ModelConfig) -> int:
+    """How many blocks of `model.vocab_divisor` rows the vocabulary of `of` fills."""
+    return -(-of.vocab_size // model.vocab_divisor)
 
 
 def begin_checkpoint(folder: Path) -> None:

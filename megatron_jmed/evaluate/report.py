@@ -27,6 +27,7 @@ from megatron_jmed.evaluate.svg import (
     short_number,
 )
 
+ALL_SOURCES = "all"  # the name under which the trainer writes the loss over every source
 TOKENS_AXIS = "tokens trained on"
 END_RECORDS = 10  # "at the end" means the mean over this many last records, so that one odd batch does not decide
 MIN_CATEGORY = 5  # smaller categories go to the table only: their interval covers nearly everything
@@ -114,9 +115,10 @@ def _progress_tiles(run: Run) -> list[tuple[str, str, str]]:
         tiles.append(("Training loss", f"{statistics.fmean(losses):.3f}", f"mean of the last {len(losses)} records"))
     if run.metrics.validation:
         last = run.metrics.validation[-1]
-        values = list(last["valid_loss"].values())
-        note = f"mean of {len(values)} sources" if len(values) > 1 else "one source"
-        tiles.append(("Validation loss", f"{statistics.fmean(values):.3f}", f"{note}, step {last['step']:,}"))
+        by_source = {name: loss for name, loss in last["valid_loss"].items() if name != ALL_SOURCES}
+        value = last["valid_loss"].get(ALL_SOURCES, statistics.fmean(by_source.values()))
+        note = f"{len(by_source)} sources" if len(by_source) > 1 else "one source"
+        tiles.append(("Validation loss", f"{value:.3f}", f"{note}, step {last['step']:,}"))
     speed, tflops = _finite(steps, "tokens_per_second"), _finite(steps, "tflops_per_second_per_gpu")
     if speed:
         note = f"{statistics.median(tflops):.4g} TFLOP/s per GPU; medians" if tflops else "median"
@@ -408,8 +410,12 @@ def _checkpoint_tables(run: Run) -> list[str]:
 
 
 def _run_tables(run: Run) -> list[str]:
-    rows = [[key, _plain(value)] for key, value in run.facts.items()]
-    return [table("", ["what", "value"], rows, num_texts=2)] if rows else []
+    starts = run.facts.get("starts", [])
+    names = list(dict.fromkeys(name for start in starts for name in start))
+    rows = [[_plain(start.get(name, "")) for name in names] for start in starts]
+    tables = [table("Starts", [name.replace("_", " ") for name in names], rows, num_texts=len(names))] if rows else []
+    others = [[key, _plain(value)] for key, value in run.facts.items() if key != "starts"]
+    return tables + ([table("", ["what", "value"], others, num_texts=2)] if others else [])
 
 
 def _config_parts(run: Run) -> list[str]:

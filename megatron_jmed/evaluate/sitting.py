@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from megatron_jmed.errors import ExamError
 from megatron_jmed.evaluate.answer import TEMPLATE, Candidate, answer_question, load_candidate, why_not_scored
-from megatron_jmed.evaluate.exam import EXAM_NAME, Question, load_exam
+from megatron_jmed.evaluate.exam import Question, load_exam
 from megatron_jmed.evaluate.score import FORMAT_VERSION, load_scores, save_scores, score_records
 
 
@@ -38,7 +38,10 @@ class SittingSettings:
 def take_exam(
     hf_folder: Path | str, exam_folder: Path | str, target: Path | str, settings: SittingSettings = SittingSettings()
 ) -> dict[str, Any]:
-    """Ask every question, write the scores to `target` and return them; done already: only return them."""
+    """Ask every question, write the scores to `target` and return them; done already: only return them.
+
+    The exam is called after the target: scores/igakuqa.json is "igakuqa" in the report.
+    """
     target = Path(target)
     if target.suffix != ".json":
         raise ExamError(f"{target}: the scores are a JSON file; give a name such as scores/igakuqa.json")
@@ -51,7 +54,7 @@ def take_exam(
         else []
     )
     candidate = load_candidate(hf_folder)
-    identity = _identity(candidate, questions, pool, settings)
+    identity = _identity(target.stem, candidate, questions, pool, settings)
     if target.exists():
         return _finished(target, identity)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -92,12 +95,12 @@ def draw_demos(pool: list[Question], question: Question, settings: SittingSettin
 
 
 def _identity(
-    candidate: Candidate, questions: list[Question], pool: list[Question], settings: SittingSettings
+    name: str, candidate: Candidate, questions: list[Question], pool: list[Question], settings: SittingSettings
 ) -> dict[str, Any]:
     """Everything that decides the records; two sittings with the same identity give the same scores."""
     return {
         "format_version": FORMAT_VERSION,
-        "exam": EXAM_NAME,
+        "exam": name,
         "exam_fingerprint": _fingerprint(questions),
         "model": {
             "name": candidate.name,

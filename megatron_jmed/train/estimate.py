@@ -24,16 +24,11 @@ class Parameters:
     head: int
     attention_a_layer: int
     expert: int
-    router: int
+    router_row: int
     norms_a_layer: int
     num_layers: int
     num_experts: int
     topk: int
-
-    @property
-    def dense_a_layer(self) -> int:
-        """What every token passes in a layer: attention, router, norms."""
-        return self.attention_a_layer + self.router + self.norms_a_layer
 
     @property
     def final_norm(self) -> int:
@@ -45,11 +40,11 @@ class Parameters:
 
     @property
     def active(self) -> int:
-        """Those that one token uses: K of the E experts."""
+        """Those that one token uses: K of the E experts and, as in the published counts, K rows of the router."""
         return self._with(self.topk)
 
     def _with(self, experts: int) -> int:
-        layer = self.dense_a_layer + experts * self.expert
+        layer = self.attention_a_layer + self.norms_a_layer + experts * (self.expert + self.router_row)
         return self.embedding + self.head + self.final_norm + self.num_layers * layer
 
 
@@ -63,7 +58,7 @@ def count_parameters(model: ModelConfig, vocab_size: int | None = None) -> Param
         head=vocab * hidden,
         attention_a_layer=qkv_rows * hidden + hidden * model.num_attention_heads * model.kv_channels,
         expert=3 * hidden * model.ffn_hidden_size,
-        router=model.num_experts * hidden,
+        router_row=hidden,
         norms_a_layer=2 * hidden,
         num_layers=model.num_layers,
         num_experts=model.num_experts,
@@ -106,7 +101,7 @@ def stage_memory(config: RunConfig, world_size: int, stage: int) -> StageMemory:
     is_first, is_last = stage == 0, stage == parallel.pp - 1
     ends = is_first * params.embedding + is_last * params.head
     norms = layers * params.norms_a_layer + is_last * params.final_norm
-    replicated = norms + layers * params.router
+    replicated = norms + layers * params.num_experts * params.router_row
     dense = (ends + layers * params.attention_a_layer) // parallel.tp + replicated
     experts = layers * params.expert * params.num_experts // (parallel.ep * parallel.etp)
     dp = world_size // (parallel.tp * parallel.pp * parallel.cp)
@@ -115,7 +110,7 @@ def stage_memory(config: RunConfig, world_size: int, stage: int) -> StageMemory:
     return StageMemory(
         stage=stage,
         params_on_rank=dense + experts,
-        stage_params=ends + norms + layers * (params.attention_a_layer + params.router + params.num_experts * params.expert),
+        stage_params=ends + norms + layers * (params.attention_a_layer + params.num_experts * (params.expert + params.router_row)),
         weights=bytes_weight * (dense + experts),
         gradients=BYTES_GRADIENT * (dense + experts),
         optimizer=BYTES_OPTIMIZER * (dense / dp + experts / expert_dp),

@@ -142,7 +142,7 @@ def _append_start(folder: RunFolder, world: World, config: RunConfig, step: int)
         "step": step,
         "code_version": code_version(),
         "world_size": world.size,
-        "layout": config.parallel.model_dump(mode="json"),
+        "layout": " ".join(f"{name}{getattr(config.parallel, name)}" for name in ("tp", "pp", "ep", "etp", "cp")),
         "host": platform.node(),
     })
     write_json(folder.run, {"starts": starts})

@@ -227,7 +227,7 @@ def test_scores_of_a_whole_sitting(hf_folder: Path, exam_folder: Path, tmp_path:
 def test_interrupted_sitting_writes_the_same_file(
     hf_folder: Path, exam_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
 ) -> None:
-    whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
+    whole, broken = tmp_path / "whole/exam.json", tmp_path / "broken/exam.json"
     settings = SittingSettings(years=(2018,), num_shots=1)
     take_exam(hf_folder, exam_folder, whole, settings)
     asked: list[str] = []
@@ -248,7 +248,7 @@ def test_interrupted_sitting_writes_the_same_file(
     with pytest.raises(KeyboardInterrupt):
         ask(4)
     assert not broken.exists()
-    partial = tmp_path / "broken.partial.jsonl"
+    partial = tmp_path / "broken/exam.partial.jsonl"
     lines = partial.read_text(encoding="utf-8").splitlines(keepends=True)
     assert len(lines) == 5
     kept = {

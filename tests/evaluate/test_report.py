@@ -130,7 +130,7 @@ def test_numbers_of_the_run_are_shown(run_folder: Path) -> None:
     for shown in (
         "81.9 k 50% of 164 k planned; 20 steps",
         f"Training loss {expected_loss:.3f}",
-        "Validation loss 4.700 mean of 2 sources, step 20",
+        "Validation loss 4.700 2 sources, step 20",
         "2,000 1.5 TFLOP/s per GPU",
         "Busiest expert 1.60 × the mean load of its layer (layer 0)",
         "accuracy 60.0% 50.2–69.1%; chance 20.0%: above chance",

@@ -1,0 +1,53 @@
+"""What several folders of tests share."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def token_folder(tmp_path_factory) -> Path:
+    """runs/tiny/tokens as the tiny recipe names it, under a folder to start runs in."""
+    from megatron_jmed.corpus.tokenizer import train_tokenizer
+    from megatron_jmed.corpus.tokens import TokenizeSettings, tokenize
+
+    folder, data = tmp_path_factory.mktemp("work"), REPO / "examples/data"
+    tokenizer = folder / "tokenizer.model"
+    train_tokenizer([data / "texts_ja.jsonl", data / "texts_en.jsonl.gz"], tokenizer, 2000)
+    for name in ("texts_ja.jsonl", "texts_en.jsonl.gz"):
+        target = folder / "runs/tiny/tokens" / name.split(".")[0]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tokenize(data / name, target, TokenizeSettings(tokenizer=tokenizer, progress=False))
+    return folder
+
+
+@pytest.fixture
+def small_config(tmp_path: Path) -> Callable[..., object]:
+    """The tiny recipe for one rank, two layers and no blend, its run folder in `tmp_path`; takes dotted changes."""
+    from megatron_jmed.config import load_config
+
+    base = ("parallel.ep=1", "model.num_layers=2", f'run_folder="{tmp_path / "run"}"', "data.blend=[]")
+    return lambda *changes: load_config("tiny", [*base, *changes])
+
+
+@pytest.fixture
+def groups() -> Iterator[object]:
+    """The process groups of a lone rank."""
+    from megatron_jmed.config import ParallelConfig
+    from megatron_jmed.parallel import World, start_groups, stop_groups
+
+    yield start_groups(ParallelConfig(), World(0, 1, 0), seed=1234)
+    stop_groups()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real corpora and tokenizers: $MEGATRON_JMED_SHARED/data, or ../shared/data beside the checkout."""
+    folder = Path(os.environ.get("MEGATRON_JMED_SHARED", REPO.parent / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set MEGATRON_JMED_SHARED to the folder that holds data/")
+    return folder

@@ -1,0 +1,110 @@
+"""A user's mistake: one clear line on stderr, exit code 2, and no process group was started."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_jmed.config import recipe_config
+from megatron_jmed.errors import run_tool
+from megatron_jmed.run_folder import CheckpointState, begin_checkpoint, finish_checkpoint
+from megatron_jmed.train.__main__ import main
+
+@pytest.fixture
+def folder(token_folder, tmp_path, monkeypatch) -> Path:
+    """A folder where the tiny recipe could start."""
+    shutil.copytree(token_folder / "runs/tiny/tokens", tmp_path / "work/runs/tiny/tokens")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def refusal(monkeypatch, capsys):
+    """refusal(argument, ...): run the trainer, expect exit code 2 before any process group, return the message."""
+
+    def refused(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["train", *arguments])
+        with pytest.raises(SystemExit) as end:
+            run_tool(main)
+        assert end.value.code == 2
+        assert not torch.distributed.is_initialized()
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and "Traceback" not in err
+        return err
+
+    return refused
+
+
+ALONE = "parallel.ep=1"
+
+
+def test_unknown_recipe(refusal):
+    message = refusal("tinny")
+    assert "unknown recipe 'tinny', did you mean 'tiny'" in message and message.count("\n") == 1
+
+
+def test_misspelt_field(refusal):
+    message = refusal("tiny", "optim.peek_lr=1e-3")
+    assert "optim.peek_lr" in message and "did you mean 'peak_lr'" in message and message.count("\n") == 1
+
+
+def test_ep_that_does_not_divide_the_experts(refusal):
+    message = refusal("tiny", "parallel.ep=3")
+    assert "parallel.ep=3 does not divide model.num_experts=8; choose from [1, 2, 4, 8]" in message
+    assert message.count("\n") == 1
+
+
+def test_layout_that_needs_more_ranks(folder, refusal):
+    message = refusal("tiny")
+    assert "parallel.ep x etp x pp = 2 does not divide the 1 ranks" in message and message.count("\n") == 1
+
+
+def test_missing_token_set(folder, refusal):
+    shutil.rmtree(folder / "runs/tiny/tokens/texts_en")
+    message = refusal("tiny", ALONE)
+    assert "runs/tiny/tokens/texts_en does not exist" in message and "tokenize_corpus.py" in message
+    assert message.count("\n") == 1
+
+
+def test_truncated_bin(folder, refusal):
+    path = folder / "runs/tiny/tokens/texts_ja/tokens.bin"
+    full = path.stat().st_size
+    path.write_bytes(path.read_bytes()[: full // 2])
+    message = refusal("tiny", ALONE)
+    assert "tokens.bin" in message and str(full) in message and str(full // 2) in message
+    assert message.count("\n") == 1
+
+
+def test_tokens_of_another_tokenizer(folder, refusal):
+    message = refusal("tiny", ALONE, "model.vocab_size=1999")
+    assert "tokenised with 2000 pieces; model.vocab_size is 1999" in message
+
+
+def test_checkpoint_of_another_model_size(folder, refusal):
+    other = folder / "other"
+    begin_checkpoint(other)
+    model = recipe_config("tiny").model.model_copy(update={"hidden_size": 96})
+    finish_checkpoint(other, CheckpointState(step=0, tokens=0, model=model, has_optimizer=False))
+    message = refusal("tiny", ALONE, f"init={other}")
+    assert "checkpoint of another model: model.hidden_size is 96 in the checkpoint and 64 in the config" in message
+    assert message.count("\n") == 1
+
+
+def test_checkpoint_that_is_none(folder, refusal):
+    message = refusal("tiny", ALONE, "init=nowhere")
+    assert "nowhere: not a checkpoint, there is no such folder" in message
+
+
+def test_hardware_that_is_not_there(folder, refusal):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    message = refusal("tiny", ALONE, "precision.compute=fp8", "precision.backend=te")
+    assert "needs a CUDA GPU" in message
+
+
+def test_all_problems_are_named_at_once(folder, refusal):
+    shutil.rmtree(folder / "runs/tiny/tokens/texts_en")
+    message = refusal("tiny", "init=nowhere")
+    for part in ("does not divide the 1 ranks", "texts_en does not exist", "nowhere: not a checkpoint"):
+        assert part in message

@@ -1,0 +1,49 @@
+"""The story script, whole, in an empty folder: raw text to report on two ranks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+SCRIPT = REPO / "examples/00_tiny.sh"
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("story")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", str(SCRIPT)], cwd=folder, env=environment, capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    assert "the report is at" in done.stdout
+    return folder / "runs/tiny"
+
+
+def test_script_is_short():
+    assert len(SCRIPT.read_text().splitlines()) <= 35
+
+
+def test_the_model_has_learnt(run_folder):
+    records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert len(losses) == 120 and losses[0] > 7 and losses[-1] < 4.5
+    valid = [record["valid_loss"] for record in records if "valid_loss" in record]
+    assert len(valid) == 3 and valid[-1]["texts_ja"] < valid[0]["texts_ja"] and valid[-1]["texts_en"] < valid[0]["texts_en"]
+
+
+def test_every_token_is_accounted_for(run_folder):
+    blend = json.loads((run_folder / "blend.json").read_text())
+    assert sum(source["consumed_tokens"] for source in blend["sources"]) == blend["consumed_tokens"] == 120 * 16 * 128
+    for source in blend["sources"]:
+        assert source["consumed_tokens"] == pytest.approx(blend["consumed_tokens"] / 2, rel=0.01)
+
+
+def test_hugging_face_folder_exam_and_report_are_there(run_folder):
+    assert json.loads((run_folder / "hf/config.json").read_text())["architectures"] == ["MixtralForCausalLM"]
+    scores = json.loads((run_folder / "scores/invented_exam.json").read_text())
+    assert scores["num_questions"] == 40
+    page = (run_folder / "report.html").read_text(encoding="utf-8")
+    assert "invented_exam" in page and "texts_ja" in page and "<svg" in page
