@@ -16,7 +16,7 @@ from megatron_jmed.config import raise_problems
 from megatron_jmed.errors import ConfigError
 
 CLUSTERS = Path(__file__).parent / "clusters"
-_WALLTIME = re.compile(r"(?:(\d+)-)?(\d{1,2}):([0-5]\d):([0-5]\d)")
+_WALLTIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")
 
 
 def walltime_seconds(text: str) -> int:

@@ -19,8 +19,8 @@ if not torch.cuda.is_available():
 
     enter_cpu()
 
-from megatron.core import parallel_state, tensor_parallel  # noqa: E402  (after the CPU patches)
-from megatron.core.process_groups_config import ProcessGroupCollection  # noqa: E402
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.process_groups_config import ProcessGroupCollection
 
 if not torch.cuda.is_available():
     from megatron_jmed.cpu import patch_megatron_on_cpu

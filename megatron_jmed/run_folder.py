@@ -10,7 +10,6 @@ nothing. Programs of different rooms (train, convert, evaluate, launch) meet thr
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,20 +134,3 @@ def _sync(path: Path) -> None:
     finally:
         os.close(descriptor)
 
-
-def code_version() -> str:
-    """The commit of the code, with "+changes" if files differ from it; the package version outside a git checkout."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    here = Path(__file__).parent
-    try:
-        described = subprocess.run(["git", "describe", "--always", "--dirty=+changes", "--abbrev=12"], cwd=here,
-                                   capture_output=True, text=True, timeout=10)
-        if described.returncode == 0:
-            return described.stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        pass
-    try:
-        return f"megatron_jmed {version('megatron_jmed')}"
-    except PackageNotFoundError:
-        return "unknown"

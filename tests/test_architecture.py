@@ -11,13 +11,13 @@ MAY_IMPORT = {
     "config": {"errors", "recipes"},  # a recipe's name is looked up at run time; recipes import config
     "recipes": {"config"},
     "corpus": {"errors"},
-    "run_folder": {"errors", "config", "corpus"},
+    "run_folder": {"errors", "config"},
     "cpu": set(),
     "parallel": {"errors", "config", "cpu"},
     "model": {"errors", "config", "parallel", "cpu"},
     "data": {"errors", "config", "corpus", "parallel", "run_folder"},
     "train": {"errors", "config", "corpus", "run_folder", "parallel", "cpu", "model", "data"},
-    "convert": {"errors", "config", "run_folder"},
+    "convert": {"errors", "config", "corpus", "run_folder"},
     "evaluate": {"errors"},
 }
 FORBIDDEN = {

@@ -11,6 +11,7 @@ from megatron_jmed.errors import run_tool
 from megatron_jmed.run_folder import CheckpointState, begin_checkpoint, finish_checkpoint
 from megatron_jmed.train.__main__ import main
 
+
 @pytest.fixture
 def folder(token_folder, tmp_path, monkeypatch) -> Path:
     """A folder where the tiny recipe could start."""

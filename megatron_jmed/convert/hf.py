@@ -124,17 +124,32 @@ class HfWeights:
         stacked = f"{layer}.mlp.experts." + ("down_proj" if part == "2" else "gate_up_proj")
         if stacked not in self._file_of:
             raise CheckpointError(f"{self._folder}: no tensor {name} (nor {stacked})")
-        weight = self._load(stacked)[int(index)]
+        weight = self._load_expert(stacked, int(index))
         if part == "2":
             return weight
         return weight.chunk(2, dim=0)[0 if part == "1" else 1]
 
     def _load(self, name: str) -> torch.Tensor:
+        return self._slice(name)[...]
+
+    def _load_expert(self, name: str, index: int) -> torch.Tensor:
+        """One expert of a stack, without reading the others."""
+        stack = self._slice(name)
+        found = stack.get_shape()[0]
+        if found != self._model.num_experts:
+            raise CheckpointError(f"{self._folder}: tensor {name} holds {found} experts; the config asks for "
+                                  f"{self._model.num_experts}")
+        return stack[index]
+
+    def _slice(self, name: str):
         path = self._file_of[name]
         if path not in self._open:
             self._open[path] = _open_safetensors(path)
         self._read.add(name)
-        return self._open[path].get_tensor(name)
+        try:
+            return self._open[path].get_slice(name)
+        except SafetensorError:
+            raise CheckpointError(f"{path}: no tensor {name}, though the index names it") from None
 
 
 class HfWriter:

@@ -16,6 +16,7 @@ from tokenizers.models import Unigram
 from megatron_jmed.errors import CheckpointError
 
 _SPACE = "\u2581"  # SentencePiece's visible space
+_PROBE = "The dose  is\n5 ㎎。  発熱 🩺 "
 _ROLES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<PAD>", "mask_token": "<MASK>",
           "cls_token": "<CLS>", "sep_token": "<SEP>"}
 
@@ -31,11 +32,18 @@ def special_token_ids(tokenizer: Path | None) -> dict[str, int]:
     return ids
 
 
+def num_pieces(tokenizer: Path) -> int:
+    return _load(tokenizer).get_piece_size()
+
+
 def write_tokenizer(tokenizer: Path, folder: Path) -> dict[str, int]:
     """Write the tokenizer files into `folder` and return its special ids."""
     model = _load(tokenizer)
     shutil.copyfile(tokenizer, folder / "tokenizer.model")
     fast = _fast_tokenizer(model)
+    if fast.encode(_PROBE).ids[1:] != model.encode(_PROBE):
+        raise CheckpointError(f"{tokenizer}: AutoTokenizer would give other ids; only a unigram model that puts a space in front, "
+                              "keeps white space and normalises nothing can be written")
     fast.save(str(folder / "tokenizer.json"))
     words = {
         "tokenizer_class": "PreTrainedTokenizerFast",

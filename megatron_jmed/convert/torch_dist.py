@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_jmed.errors import CheckpointError
@@ -30,7 +31,7 @@ class CheckpointReader:
         self._tensors = {key: value for key, value in metadata.state_dict_metadata.items()
                          if isinstance(value, TensorStorageMetadata)}
 
-    def keys(self) -> set[str]:
+    def weight_keys(self) -> set[str]:
         """The keys of the model's weights (the optimizer's state is not a weight)."""
         return {key for key in self._tensors if not key.startswith("optimizer.")}
 
@@ -43,7 +44,10 @@ class CheckpointReader:
     def read(self, key: str) -> torch.Tensor:
         """The whole tensor `key`, gathered from whatever shards hold it."""
         tensor = torch.empty(self.shape(key), dtype=self.dtype(key))
-        dcp.load({key: tensor}, checkpoint_id=self._folder, no_dist=True)
+        try:
+            dcp.load({key: tensor}, checkpoint_id=self._folder, no_dist=True)
+        except CheckpointException:
+            raise CheckpointError(f"{self._folder}: {key} cannot be read; its files are damaged or truncated") from None
         return tensor
 
 

@@ -13,18 +13,18 @@ from tqdm import tqdm
 from megatron_jmed.config import ModelConfig
 from megatron_jmed.convert.hf import HfWeights, HfWriter, hf_config, model_from_hf_config
 from megatron_jmed.convert.names import ROWS, Row
-from megatron_jmed.convert.tokenizer import special_token_ids, write_tokenizer
+from megatron_jmed.convert.tokenizer import num_pieces, special_token_ids, write_tokenizer
 from megatron_jmed.convert.torch_dist import CheckpointReader, write_checkpoint
+from megatron_jmed.corpus.manifest import code_version
 from megatron_jmed.errors import CheckpointError
-from megatron_jmed.run_folder import STATE_NAME, CheckpointState, code_version, load_state, write_json
+from megatron_jmed.run_folder import CheckpointState, load_state, write_json
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def import_hf(source: Path, target: Path) -> ModelConfig:
     """HF_FOLDER -> CHECKPOINT (weights only, step 0), for `init` of a run."""
-    if (target / STATE_NAME).exists():
-        raise CheckpointError(f"{target}: a checkpoint is here already; remove it or name another folder")
+    _check_is_free(target)
     model = model_from_hf_config(source)
     weights = HfWeights(source, model)
     padded = _padded(model)
@@ -40,8 +40,9 @@ def import_hf(source: Path, target: Path) -> ModelConfig:
 def export_hf(source: Path, target: Path, tokenizer: Path | None, dtype: str | None = None) -> ModelConfig:
     """CHECKPOINT -> HF_FOLDER: MixtralForCausalLM with config, index, and the tokenizer if given; padding is trimmed."""
     state = load_state(source)
-    if target.exists() and any(target.iterdir()):
-        raise CheckpointError(f"{target}: not empty; remove it or name another folder")
+    _check_is_free(target)
+    if tokenizer and (pieces := num_pieces(tokenizer)) > state.model.vocab_size:
+        raise CheckpointError(f"{tokenizer} has {pieces} pieces, more than the model's {state.model.vocab_size}: not its tokenizer")
     reader = CheckpointReader(source)
     _check_tensors(source, reader, state.model)
     out_dtype = _DTYPES[dtype] if dtype else reader.dtype(ROWS[0].key)
@@ -64,6 +65,12 @@ def export_hf(source: Path, target: Path, tokenizer: Path | None, dtype: str | N
         target.rmdir()
     partial.replace(target)
     return state.model
+
+
+def _check_is_free(target: Path) -> None:
+    """Nothing that a user has is written over or removed."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target}: not empty; remove it or name another folder")
 
 
 def _join_row(row: Row, weights: HfWeights, model: ModelConfig, padded_vocab: int) -> torch.Tensor:
@@ -92,11 +99,11 @@ def _checked(names: tuple[str, ...], weights: HfWeights, row: Row, model: ModelC
 
 def _check_tensors(folder: Path, reader: CheckpointReader, model: ModelConfig) -> None:
     expected = {row.key for row in ROWS}
-    wrong = [f"{key} is missing" for key in sorted(expected - reader.keys())]
-    extra = {key for key in reader.keys() - expected if not key.endswith("_extra_state")}
+    wrong = [f"{key} is missing" for key in sorted(expected - reader.weight_keys())]
+    extra = {key for key in reader.weight_keys() - expected if not key.endswith("_extra_state")}
     wrong += [f"{key} belongs to no part of the model" for key in sorted(extra)]
     for row in ROWS:
-        if row.key not in reader.keys():
+        if row.key not in reader.weight_keys():
             continue
         shape = reader.shape(row.key)
         rows = shape[0] if row.has_vocabulary and shape[0] >= model.vocab_size else model.vocab_size

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_jmed.evaluate.page import details, figure, page, section, table
-from megatron_jmed.evaluate.run_folder import Run, read_run
+from megatron_jmed.evaluate.run import Run, read_run
 from megatron_jmed.evaluate.score import METHODS
 from megatron_jmed.evaluate.svg import (
     Bar,

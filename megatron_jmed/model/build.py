@@ -3,6 +3,9 @@
 Upstream's head calls GPTModel deprecated; when it goes, this file changes and no other.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.module import Float16Module
@@ -61,3 +64,18 @@ def build_data_parallel_model(config: RunConfig, groups: Groups) -> DistributedD
         overlap_param_gather=config.parallel.overlap_param_gather,
     )
     return DistributedDataParallel(mcore_config, buffers, model, pg_collection=groups)
+
+
+@contextmanager
+def whole_weights(model: DistributedDataParallel) -> Iterator[None]:
+    """Inside, every rank holds all of its new weights: needed to save or to validate between two steps.
+
+    With `overlap_param_gather` a rank has updated only its own shard until the next forward pass gathers the rest.
+    Collective over the data-parallel ranks.
+    """
+    if not model.ddp_config.overlap_param_gather:
+        yield
+        return
+    model.disable_forward_pre_hook()
+    yield
+    model.enable_forward_pre_hook()

@@ -21,7 +21,6 @@ import torch
 from megatron_jmed.config import PrecisionConfig
 
 _HOPPER = (9, 0)
-_MCORE_RECIPE = {"blockwise": "blockwise", "tensorwise": "tensorwise", "delayed": "delayed"}
 
 
 def params_dtype(precision: PrecisionConfig) -> torch.dtype:
@@ -39,7 +38,8 @@ def precision_fields(precision: PrecisionConfig) -> dict[str, Any]:
         "attention_softmax_in_fp32": True,
         "moe_grouped_gemm": te,
         "moe_permute_fusion": te,
-        "gradient_accumulation_fusion": te,
+        # the output layer is Megatron-Core's own, and its fused accumulation is an extension that comes with apex
+        "gradient_accumulation_fusion": te and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
         "apply_rope_fusion": te,
         "bias_activation_fusion": te,
         "bias_dropout_fusion": False,
@@ -47,7 +47,7 @@ def precision_fields(precision: PrecisionConfig) -> dict[str, Any]:
         "persist_layer_norm": False,
     }
     if precision.compute == "fp8":
-        fields |= {"fp8": "e4m3", "fp8_recipe": _MCORE_RECIPE[precision.fp8_recipe]}
+        fields |= {"fp8": "e4m3", "fp8_recipe": precision.fp8_recipe}
     return fields
 
 

@@ -8,12 +8,13 @@ import math
 from pathlib import Path
 
 from megatron_jmed.config import RunConfig
+from megatron_jmed.corpus.manifest import code_version
 from megatron_jmed.corpus.tokens import TokenSet
 from megatron_jmed.data.pretrain import batches, blend_account, build_data
 from megatron_jmed.errors import TrainingError
-from megatron_jmed.model.build import build_data_parallel_model
+from megatron_jmed.model.build import build_data_parallel_model, whole_weights
 from megatron_jmed.parallel import World, device, start_groups, stop_groups
-from megatron_jmed.run_folder import CheckpointState, RunFolder, code_version, remove_checkpoint, write_json
+from megatron_jmed.run_folder import CheckpointState, RunFolder, remove_checkpoint, write_json
 from megatron_jmed.train.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from megatron_jmed.train.monitor import Monitor, StopRequest
 from megatron_jmed.train.optimizer import build_optimizer, learning_rate
@@ -61,9 +62,11 @@ def train(config: RunConfig, world: World, token_sets: list[TokenSet], checkpoin
                                 f"from {folder.latest_checkpoint() or 'the beginning'}, with a lower optim.peak_lr or other data")
         if eval_every and (step % eval_every == 0 or is_last):
             valid_batches = batches(config, data.valid, groups, 0, config.budget.eval_steps, device())
-            monitor.record_validation(step, stepper.validate(valid_batches, config.budget.eval_steps))
+            with whole_weights(model):
+                monitor.record_validation(step, stepper.validate(valid_batches, config.budget.eval_steps))
         if step % save_every == 0 or is_last or numbers.is_stop_asked:
-            save(step)
+            with whole_weights(model):
+                save(step)
             monitor.restart_clock()
         if numbers.is_stop_asked:
             break

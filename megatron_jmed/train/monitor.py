@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_jmed.config import RunConfig, save_config
+from megatron_jmed.corpus.manifest import code_version
 from megatron_jmed.parallel import World
-from megatron_jmed.run_folder import RunFolder, code_version, write_json
+from megatron_jmed.run_folder import RunFolder, write_json
 from megatron_jmed.train.estimate import flops_a_token
 from megatron_jmed.train.step import StepNumbers
 

@@ -62,8 +62,6 @@ class Stepper:
         mcore.grad_scale_func = optimizer.scale_loss
         if config.parallel.overlap_grad_reduce:
             mcore.no_sync_func = model.no_sync
-        if config.parallel.overlap_param_gather:
-            mcore.param_sync_func = model.start_param_sync
         self._forward_backward = partial(
             get_forward_backward_func(),
             forward_step_func=self._forward,

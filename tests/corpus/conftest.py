@@ -1,6 +1,5 @@
 """Shared by the corpus tests: the example texts, a tokenizer trained on them, and small ways to write a source."""
 
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -48,12 +47,3 @@ def write_lines(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """Real corpora and tokenizers: $MEGATRON_JMED_SHARED/data, or ../shared/data beside the checkout."""
-    folder = Path(os.environ.get("MEGATRON_JMED_SHARED", REPOSITORY.parent / "shared")) / "data"
-    if not folder.is_dir():
-        pytest.skip(f"no real data at {folder}; set MEGATRON_JMED_SHARED to the folder that holds data/")
-    return folder

@@ -12,7 +12,7 @@ import pytest
 
 from megatron_jmed.errors import ExamError
 from megatron_jmed.evaluate.report import render_report, write_report
-from megatron_jmed.evaluate.run_folder import read_metrics, read_run
+from megatron_jmed.evaluate.run import read_metrics, read_run
 from megatron_jmed.evaluate.score import save_scores, score_records
 from megatron_jmed.evaluate.svg import axis_numbers, bin_means, heat_strength, nice_ticks, short_number
 

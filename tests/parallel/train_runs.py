@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 
 
 def main() -> None:
@@ -18,13 +19,21 @@ def main() -> None:
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # a store of its own for each run: keys of the last one linger
     for number, (what, *changes) in enumerate(json.loads(sys.argv[1])):
         if what == "copy":
-            assert world.size == 1
-            shutil.copytree(*changes)
+            copy(*changes, is_mine=world.rank == 0)
             continue
         if world.size > 1:
             os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1 + number)
         config = load_config(what, changes)
         train(config, world, *check_before_start(config, world.size))
+
+
+def copy(source: str, target: str, is_mine: bool) -> None:
+    """Rank 0 copies, the others wait until the whole copy is there."""
+    if is_mine:
+        shutil.copytree(source, f"{target}.partial")
+        os.rename(f"{target}.partial", target)
+    while not os.path.exists(target):
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":
