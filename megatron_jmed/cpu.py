@@ -7,7 +7,6 @@ changes a number: each patch gives a CPU answer to a question that Megatron-Core
 import contextlib
 import logging
 import os
-import warnings
 
 import torch
 import torch.utils._device
@@ -22,8 +21,6 @@ def enter_cpu() -> None:
     torch.cuda._jmed_on_cpu = True
     # Megatron-Core wraps small functions in torch.compile at import; on a CPU that costs minutes of C++ compilation.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # It also warns a dozen times that Transformer Engine and apex are absent, which is what a CPU means.
-    warnings.filterwarnings("ignore", message=".*(Transformer Engine|[Aa]pex|transformer_engine).*")
     # On a CPU "the CUDA generator" is the CPU's, so Megatron-Core sees it change where it expects no change.
     logging.getLogger("megatron.core.tensor_parallel.random").addFilter(
         lambda record: "CPU RNG state changed" not in record.getMessage()

@@ -6,6 +6,7 @@ ProcessGroupCollection, which everything above passes on explicitly. On a CPU th
 """
 
 import os
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,6 +14,11 @@ import torch
 
 from megatron_jmed.config import ParallelConfig
 from megatron_jmed.errors import ConfigError
+
+# What upstream tells its own developers, dozens of times a rank; a user of this program can do nothing about it.
+for _message in (r"\s*(Transformer Engine and )?[Aa]pex (is|are) not installed", r".*Transformer Engine.*not installed",
+                 r".*deprecated", r".*Please use DTensor instead"):
+    warnings.filterwarnings("ignore", message=_message, module=r"(megatron\.core|torch)(\.|$)")
 
 if not torch.cuda.is_available():
     from megatron_jmed.cpu import enter_cpu
@@ -42,15 +48,23 @@ class World:
 
 
 def read_world() -> World:
-    """The world that torchrun (RANK, WORLD_SIZE, LOCAL_RANK) or srun (SLURM_PROCID, ...) gave; alone without either.
+    """The world that torchrun (RANK ...), mpirun (OMPI_COMM_WORLD_*) or srun (SLURM_*) gave; alone without any of them.
 
-    An srun-per-rank job must also set MASTER_ADDR and MASTER_PORT; an sbatch shell without srun counts as alone.
+    ConfigError if srun or mpirun started several tasks without MASTER_ADDR and MASTER_PORT: each would count as alone.
     """
     env = os.environ
     if "RANK" in env:
         return World(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)))
-    if "SLURM_PROCID" in env and "MASTER_ADDR" in env:
-        return World(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env["SLURM_LOCALID"]))
+    for launcher, rank, size, local_rank in (
+        ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+        ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # the step's variables: a batch shell has none
+    ):
+        if size not in env or int(env[size]) == 1:
+            continue
+        if "MASTER_ADDR" not in env or "MASTER_PORT" not in env:
+            raise ConfigError(f"{launcher} started {env[size]} tasks, but MASTER_ADDR and MASTER_PORT are not set; export both "
+                              "(the first host's name and a free port) in the job script")
+        return World(int(env[rank]), int(env[size]), int(env[local_rank]))
     return World(0, 1, 0)
 
 

@@ -1,7 +1,8 @@
 """What lies where in a run folder, and when is a checkpoint whole?
 
 RUN/config.json  RUN/run.json  RUN/metrics.jsonl  RUN/blend.json  RUN/checkpoints/step_N/  RUN/hf/  RUN/scores/
-RUN/report.html, and three marker files: `stop` (a request to save and end), `stopped` (that was done), `done`.
+RUN/report.html, and three marker files: `stop` (a request to save and end), `stopped` (that was done: step and
+reason), `done` (step).
 
 Invariant: `state.json` is written last into a checkpoint, so a folder without it was never finished and counts as
 nothing. Programs of different rooms (train, convert, evaluate, launch) meet through this file's names alone.

@@ -97,6 +97,15 @@ def test_checkpoint_that_is_none(folder, refusal):
     assert "nowhere: not a checkpoint, there is no such folder" in message
 
 
+def test_resume_with_another_batch_size(folder, refusal):
+    checkpoint = folder / "runs/tiny/checkpoints/step_0000003"
+    begin_checkpoint(checkpoint)
+    state = CheckpointState(step=3, tokens=3 * 2048, model=recipe_config("tiny").model, has_optimizer=True)
+    finish_checkpoint(checkpoint, state)
+    message = refusal("tiny", ALONE, "budget.global_batch_size=32")
+    assert "3 steps of 2048 tokens; the config has steps of 4096" in message and message.count("\n") == 1
+
+
 def test_hardware_that_is_not_there(folder, refusal):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

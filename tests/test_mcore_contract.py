@@ -70,3 +70,14 @@ def test_transformer_config_has_every_field_that_we_set():
     ours = {**transformer._model_fields(config.model), **transformer._parallel_fields(config),
             **precision_fields(config.precision), **transformer._recompute_fields(config)}
     assert not set(ours) - {field.name for field in dataclasses.fields(TransformerConfig)}
+
+
+def test_checkpoint_writer_takes_its_results_queue_from_the_module():
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    ours = object()
+    before, filesystem_async._results_queue = filesystem_async._results_queue, ours
+    try:
+        assert filesystem_async._get_write_results_queue() is ours
+    finally:
+        filesystem_async._results_queue = before

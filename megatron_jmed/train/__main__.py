@@ -1,7 +1,7 @@
 """`python -m megatron_jmed.train CONFIG [section.word=value ...] [--dry-run WORLD_SIZE]`, alone or under torchrun or srun.
 
-CONFIG is a recipe's name, a .toml experiment, or a saved config.json. Heavy imports wait inside the functions: a bad
-config is refused in a second, and Megatron-Core's checkpoint writer starts a helper that imports this file again.
+CONFIG is a recipe's name, a .toml experiment, or a saved config.json. Heavy imports wait inside `main`, so that a bad
+config is refused in a second.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("config", help="recipe name, .toml experiment, or config.json of a run")
     parser.add_argument("changes", nargs="*", help="changes such as optim.peak_lr=5e-5")
     parser.add_argument("--dry-run", type=int, metavar="WORLD_SIZE", help="print the plan for that many ranks and end")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ distributed optimizer for its tensors directly. No random number is drawn while 
 the random state is not part of a checkpoint.
 """
 
+import queue
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -34,12 +36,23 @@ def save_checkpoint(folder: Path, state: CheckpointState, model: DistributedData
         begin_checkpoint(folder)
     torch.distributed.barrier()
     sharded_model = _sharded_model(model, groups)
+    _write_without_manager_process()
     content = {"model": sharded_model, "optimizer": _sharded_optimizer(optimizer, sharded_model, groups, is_loading=False)}
     dist_checkpointing.save(content, str(folder), content_metadata={"tokens": state.tokens})
     torch.distributed.barrier()
     if is_rank_zero:
         finish_checkpoint(folder, state)
     torch.distributed.barrier()
+
+
+def _write_without_manager_process() -> None:
+    """Give Megatron-Core's writer (0.16.1) a queue of this process for its results.
+
+    By itself it spawns a manager process for one, which only asynchronous saves need. That process imports `__main__`
+    and torch again, and has no signal handlers: Slurm's SIGTERM to the step kills it, and the save that was to rescue
+    the run fails.
+    """
+    filesystem_async._results_queue = queue.Queue()
 
 
 def load_weights(folder: Path, model: DistributedDataParallel, optimizer: ChainedOptimizer, groups: Groups) -> None:

@@ -57,9 +57,9 @@ def train(config: RunConfig, world: World, token_sets: list[TokenSet], checkpoin
         step += 1
         is_last = step == config.num_steps
         monitor.record_step(step, lr, numbers)
-        if not math.isfinite(numbers.loss):
-            raise TrainingError(f"the loss is {numbers.loss} at step {step}; nothing is saved after it. Start again to repeat "
-                                f"from {folder.latest_checkpoint() or 'the beginning'}, with a lower optim.peak_lr or other data")
+        if not (math.isfinite(numbers.loss) and math.isfinite(numbers.grad_norm)):
+            raise TrainingError(f"step {step} has loss {numbers.loss} and gradient norm {numbers.grad_norm}; it is not saved. "
+                                f"Start again from {folder.latest_checkpoint() or 'the beginning'}, with a lower optim.peak_lr")
         if eval_every and (step % eval_every == 0 or is_last):
             valid_batches = batches(config, data.valid, groups, 0, config.budget.eval_steps, device())
             with whole_weights(model):

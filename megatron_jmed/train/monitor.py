@@ -58,7 +58,8 @@ class Monitor:
         if not self._is_writer:
             return
         folder.path.mkdir(parents=True, exist_ok=True)
-        folder.stopped.unlink(missing_ok=True)
+        for marker in (folder.stopped, folder.done):
+            marker.unlink(missing_ok=True)
         save_config(config, folder.config)
         _append_start(folder, world, config, step)
         _drop_records_after(folder.metrics, step)
@@ -114,10 +115,14 @@ class Monitor:
         if self._wandb:
             self._wandb.finish()
         is_done = step == self._config.num_steps
-        (self._folder.done if is_done else self._folder.stopped).write_text(f"{step}\n", encoding="utf-8")
+        reason = stop_reason or "asked by another rank"
+        if is_done:
+            self._folder.done.write_text(f"{step}\n", encoding="utf-8")
+        else:
+            self._folder.stopped.write_text(f"{step} {reason}\n", encoding="utf-8")
         self._folder.stop.unlink(missing_ok=True)
         print(f"done: {step * self._config.tokens_per_step:,} tokens read" if is_done else
-              f"stopped at step {step} ({stop_reason or 'asked by another rank'}); the same command goes on from there",
+              f"stopped at step {step} ({reason}); the same command goes on from there",
               flush=True)
 
     def _seconds_since_lap(self) -> float:

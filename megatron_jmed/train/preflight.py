@@ -47,11 +47,15 @@ def check_before_start(config: RunConfig, world_size: int) -> tuple[list[TokenSe
 
 
 def _find_beginning(config: RunConfig) -> tuple[Path | None, CheckpointState | None]:
-    checkpoint = RunFolder(config.run_folder).latest_checkpoint()
-    if checkpoint is None and config.init != RANDOM_INIT:
-        checkpoint = Path(config.init)
-    if checkpoint is None:
+    resumed = RunFolder(config.run_folder).latest_checkpoint()
+    if resumed is None and config.init == RANDOM_INIT:
         return None, None
+    checkpoint = resumed or Path(config.init)
     state = load_state(checkpoint)
     check_same_model(checkpoint, state, config.model)
+    if resumed and state.tokens != state.step * config.tokens_per_step:
+        raise CheckpointError(
+            f"{checkpoint} was saved after {state.step} steps of {state.tokens // max(1, state.step)} tokens; the config has steps "
+            f"of {config.tokens_per_step}. Going on would read other data: keep budget.global_batch_size x budget.seq_length, or "
+            f'start a new run_folder with init="{checkpoint}"')
     return checkpoint, state

