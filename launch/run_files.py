@@ -13,35 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from launch.job import Job, launch_env, sbatch_command
-from megatron_jmed.config import RANDOM_INIT, RunConfig, load_config, save_config
+from megatron_jmed.config import RANDOM_INIT, RunConfig, save_config
+from megatron_jmed.corpus.manifest import code_version
 from megatron_jmed.corpus.tokens import load_token_set
 from megatron_jmed.errors import CheckpointError, ConfigError, CorpusError
-from megatron_jmed.corpus.manifest import code_version
 from megatron_jmed.run_folder import RunFolder, check_same_model, load_state, write_json
-
-# What makes two configs the same run. With other batches the steps of its checkpoints would mean other data.
-_FIXED = ("init", "seed", "model.", "data.", "budget.seq_length", "budget.global_batch_size")
-_FREE = ("data.cache_folder", "data.num_workers")
-
-
-def changed_words(folder: RunFolder, config: RunConfig) -> list[str]:
-    """What differs from the config in the run folder; ConfigError if that makes it another run."""
-    if not folder.config.exists():
-        return []
-    old, new = (_flat(c.model_dump(mode="json")) for c in (load_config(str(folder.config)), config))
-    changes = {word: f"{word}: {old.get(word)} -> {new.get(word)}" for word in {**old, **new} if old.get(word) != new.get(word)}
-    fixed = [text for word, text in changes.items() if word.startswith(_FIXED) and word not in _FREE]
-    if fixed:
-        raise ConfigError(f"{folder.path} holds another run: it differs in\n" + "\n".join(f"  - {text}" for text in fixed) +
-                          "\nGive this one a folder of its own (run_folder=...), or take these words back to go on there")
-    return list(changes.values())
-
-
-def _flat(words: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for word, value in words.items():
-        flat |= _flat(value, f"{prefix}{word}.") if isinstance(value, dict) and value else {prefix + word: value}
-    return flat
 
 
 def missing_files(config: RunConfig) -> list[str]:
@@ -79,12 +55,11 @@ def prepare(config: RunConfig, job: Job) -> list[str]:
     latest = folder.latest_checkpoint()
     step = load_state(latest).step if latest else 0
     if step >= config.num_steps:
-        raise ConfigError(f"{run} is done: its checkpoint is at step {step} of {config.num_steps}; raise "
-                          f"budget.total_tokens={config.budget.total_tokens} to go on")
-    for marker, why in ((folder.done, "the token budget was raised"), (folder.stop, "left over; submitting means: go")):
-        if marker.exists():
-            marker.unlink()
-            notes.append(f"removed {marker}: {why}")
+        raise ConfigError(f"{run} is done: its checkpoint is at step {step} of {config.num_steps}; to read more, begin another "
+                          f'run_folder with init="{latest}"')
+    if folder.stop.exists():
+        folder.stop.unlink()
+        notes.append(f"removed {folder.stop}: left over; submitting means: go")
     (run / "logs").mkdir(parents=True, exist_ok=True)  # Slurm does not make the folder of its output
     save_config(config, folder.config)
     text = launch_env(job, run, Path.cwd(), code_version())

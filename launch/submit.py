@@ -13,13 +13,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a login node need not have the package installed
 
-from launch.cluster import load_cluster  # noqa: E402
-from launch.job import Job, job_problems, sbatch_command  # noqa: E402
-from launch.run_files import changed_words, live_job, missing_files, prepare, submit  # noqa: E402
-from megatron_jmed.config import RunConfig, load_config, raise_problems  # noqa: E402
-from megatron_jmed.errors import ConfigError, run_tool  # noqa: E402
-from megatron_jmed.run_folder import RunFolder  # noqa: E402
-from megatron_jmed.train.estimate import GIB, checkpoint_bytes, count_parameters, stage_memory  # noqa: E402
+from launch.cluster import load_cluster
+from launch.job import Job, job_problems, sbatch_command
+from launch.run_files import live_job, missing_files, prepare, submit
+from megatron_jmed.config import RunConfig, load_config, raise_problems
+from megatron_jmed.errors import ConfigError, run_tool
+from megatron_jmed.run_folder import RunFolder, changed_words
+from megatron_jmed.train.estimate import GIB, checkpoint_bytes, count_parameters, stage_memory
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from megatron_jmed.config import ModelConfig, ParallelConfig
-from megatron_jmed.errors import CheckpointError
+from megatron_jmed.config import ModelConfig, ParallelConfig, RunConfig, load_config
+from megatron_jmed.errors import CheckpointError, ConfigError
 
 STATE_NAME = "state.json"
 
@@ -95,6 +95,33 @@ def check_same_model(checkpoint: Path, state: CheckpointState, model: ModelConfi
 def _blocks(of: ModelConfig, model: ModelConfig) -> int:
     """How many blocks of `model.vocab_divisor` rows the vocabulary of `of` fills."""
     return -(-of.vocab_size // model.vocab_divisor)
+
+
+# What makes two configs the same run. Other data, or another horizon (Megatron-Core permutes the sequences of the whole
+# run), would make the steps of its checkpoints mean other sequences: some would be read twice, others never.
+_FIXED = ("init", "seed", "model.", "data.", "budget.seq_length", "budget.global_batch_size", "budget.total_tokens")
+_FREE = ("data.cache_folder", "data.num_workers")
+
+
+def changed_words(folder: RunFolder, config: RunConfig) -> list[str]:
+    """What differs from the config in the run folder, as "word: old -> new"; ConfigError if that makes it another run."""
+    if not folder.config.exists():
+        return []
+    old, new = (_flat(c.model_dump(mode="json")) for c in (load_config(str(folder.config)), config))
+    changes = {word: f"{word}: {old.get(word)} -> {new.get(word)}" for word in {**old, **new} if old.get(word) != new.get(word)}
+    fixed = [text for word, text in changes.items() if word.startswith(_FIXED) and word not in _FREE]
+    if fixed:
+        raise ConfigError(f"{folder.path} holds another run: it differs in\n" + "\n".join(f"  - {text}" for text in fixed) +
+                          "\nTake these words back to go on there, or give this run a folder of its own (run_folder=...); with "
+                          f'init="{folder.latest_checkpoint() or "CHECKPOINT"}" it begins with the weights trained so far')
+    return list(changes.values())
+
+
+def _flat(words: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for word, value in words.items():
+        flat |= _flat(value, f"{prefix}{word}.") if isinstance(value, dict) and value else {prefix + word: value}
+    return flat
 
 
 def begin_checkpoint(folder: Path) -> None:

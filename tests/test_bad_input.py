@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_jmed.config import recipe_config
+from megatron_jmed.config import load_config, recipe_config, save_config
 from megatron_jmed.errors import run_tool
-from megatron_jmed.run_folder import CheckpointState, begin_checkpoint, finish_checkpoint
+from megatron_jmed.run_folder import CheckpointState, RunFolder, begin_checkpoint, finish_checkpoint
 from megatron_jmed.train.__main__ import main
 
 
@@ -97,13 +97,17 @@ def test_checkpoint_that_is_none(folder, refusal):
     assert "nowhere: not a checkpoint, there is no such folder" in message
 
 
-def test_resume_with_another_batch_size(folder, refusal):
-    checkpoint = folder / "runs/tiny/checkpoints/step_0000003"
-    begin_checkpoint(checkpoint)
-    state = CheckpointState(step=3, tokens=3 * 2048, model=recipe_config("tiny").model, has_optimizer=True)
-    finish_checkpoint(checkpoint, state)
-    message = refusal("tiny", ALONE, "budget.global_batch_size=32")
-    assert "3 steps of 2048 tokens; the config has steps of 4096" in message and message.count("\n") == 1
+@pytest.mark.parametrize("change", ["budget.global_batch_size=32", "budget.total_tokens=491520", "seed=5", "data.valid_ratio=0.1"])
+def test_a_begun_run_keeps_its_data(folder, refusal, change):
+    run = RunFolder("runs/tiny")
+    begin_checkpoint(run.checkpoint(3))
+    config = load_config("tiny", [ALONE])
+    finish_checkpoint(run.checkpoint(3), CheckpointState(step=3, tokens=3 * 2048, model=config.model, has_optimizer=True))
+    save_config(config, run.config)
+    message = refusal("tiny", ALONE, change)
+    word, _, value = change.partition("=")
+    assert "holds another run" in message and f"{word}: " in message and f"-> {value}" in message
+    assert f'init="{run.checkpoint(3)}"' in message
 
 
 def test_hardware_that_is_not_there(folder, refusal):

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,8 @@ def take_exam(
     partial = target.with_suffix(".partial.jsonl")
     records = _resume(partial, identity)
     with partial.open("a", encoding="utf-8") as file:
-        for question in tqdm(questions[len(records) :], initial=len(records), total=len(questions), unit="question"):
+        for question in tqdm(questions[len(records) :], initial=len(records), total=len(questions), unit="question",
+                             mininterval=0.5 if sys.stderr.isatty() else 30):
             demos = draw_demos(pool, question, settings)
             records.append(answer_question(candidate, question, demos))
             file.write(json.dumps(records[-1], ensure_ascii=False) + "\n")

@@ -28,8 +28,8 @@ def main() -> None:
     if state and checkpoint.parent == folder.checkpoints and state.step >= config.num_steps:
         if world.rank == 0:
             folder.done.write_text(f"{state.step}\n", encoding="utf-8")
-            print(f"{config.name}: the token budget is read (step {state.step} of {config.num_steps}); raise "
-                  "budget.total_tokens to go on")
+            print(f"{config.name}: the token budget is read (step {state.step} of {config.num_steps}); to read more, begin "
+                  f'another run_folder with init="{checkpoint}"')
         return
     from megatron_jmed.train.loop import train
 

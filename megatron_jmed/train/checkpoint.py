@@ -22,6 +22,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.utils import unwrap_model
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_jmed.errors import CheckpointError
 from megatron_jmed.parallel import Groups
@@ -83,6 +84,8 @@ def _load(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Megatron-Core's strict load: every tensor asked for must be there, with its shape."""
     try:
         return dist_checkpointing.load(content, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
+    except CheckpointException:  # torch's; a BaseException, with every rank's stack trace in it
+        raise CheckpointError(f"{folder}: cannot be read; its files are damaged or truncated") from None
     except (dist_checkpointing.core.CheckpointingException, KeyError, ValueError) as error:
         raise CheckpointError(f"{folder}: does not hold this model: {error}") from error
 

@@ -73,6 +73,7 @@ def flops_a_token(config: RunConfig) -> float:
     """
     model, params = config.model, count_parameters(config.model, config.padded_vocab_size)
     matrix_weights = params.active - params.embedding - params.final_norm - params.num_layers * params.norms_a_layer
+    matrix_weights += params.num_layers * (params.num_experts - params.topk) * params.router_row  # all rows score a token
     attention = 6 * model.num_layers * config.budget.seq_length * model.num_attention_heads * model.kv_channels
     return 6.0 * matrix_weights + attention
 

@@ -114,6 +114,7 @@ class Monitor:
             self._tensorboard.close()
         if self._wandb:
             self._wandb.finish()
+            _wait_for_wandb()
         is_done = step == self._config.num_steps
         reason = stop_reason or "asked by another rank"
         if is_done:
@@ -166,16 +167,18 @@ def _drop_records_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept, dropped = [], []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    text = path.read_text(encoding="utf-8")
+    for line in text.splitlines():
         try:
             is_later = json.loads(line)["step"] > step
         except (ValueError, KeyError):
             is_later = True  # half a line: the writer was killed
         (dropped if is_later else kept).append(line + "\n")
-    if not dropped:
+    if dropped:
+        with open(path.with_name("metrics.dropped.jsonl"), "a", encoding="utf-8") as stream:
+            stream.writelines(dropped)
+    elif text.endswith("\n") or not text:
         return
-    with open(path.with_name("metrics.dropped.jsonl"), "a", encoding="utf-8") as stream:
-        stream.writelines(dropped)
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(kept), encoding="utf-8")
     partial.replace(path)
@@ -197,6 +200,13 @@ def _open_wandb(config: RunConfig, folder: RunFolder):
         mode=config.log.wandb_mode,
         config=config.model_dump(mode="json"),
     )
+
+
+def _wait_for_wandb() -> None:
+    """`finish` of an offline run returns before its file is whole (wandb 0.31); the end of its service does not."""
+    import wandb
+
+    wandb.teardown()
 
 
 def _flat_scalars(numbers: dict[str, Any]) -> dict[str, float]:

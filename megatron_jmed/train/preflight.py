@@ -11,7 +11,7 @@ from megatron_jmed.data.pretrain import load_token_sets
 from megatron_jmed.errors import CheckpointError, ConfigError, CorpusError
 from megatron_jmed.model.precision import missing_for
 from megatron_jmed.model.transformer import transformer_config
-from megatron_jmed.run_folder import CheckpointState, RunFolder, check_same_model, load_state
+from megatron_jmed.run_folder import CheckpointState, RunFolder, changed_words, check_same_model, load_state
 
 
 def check_before_start(config: RunConfig, world_size: int) -> tuple[list[TokenSet], Path | None, CheckpointState | None]:
@@ -30,9 +30,9 @@ def check_before_start(config: RunConfig, world_size: int) -> tuple[list[TokenSe
         error_type = CorpusError
     try:
         checkpoint, state = _find_beginning(config)
-    except CheckpointError as error:
+    except (CheckpointError, ConfigError) as error:
         found.append(str(error))
-        error_type = CheckpointError
+        error_type = type(error)
     if not problems(config, world_size):
         try:
             transformer_config(config)
@@ -53,9 +53,6 @@ def _find_beginning(config: RunConfig) -> tuple[Path | None, CheckpointState | N
     checkpoint = resumed or Path(config.init)
     state = load_state(checkpoint)
     check_same_model(checkpoint, state, config.model)
-    if resumed and state.tokens != state.step * config.tokens_per_step:
-        raise CheckpointError(
-            f"{checkpoint} was saved after {state.step} steps of {state.tokens // max(1, state.step)} tokens; the config has steps "
-            f"of {config.tokens_per_step}. Going on would read other data: keep budget.global_batch_size x budget.seq_length, or "
-            f'start a new run_folder with init="{checkpoint}"')
+    if resumed:
+        changed_words(RunFolder(config.run_folder), config)
     return checkpoint, state

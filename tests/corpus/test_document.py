@@ -111,7 +111,8 @@ def test_a_damaged_parquet_string_costs_one_row(tmp_path: Path) -> None:
 
 
 def test_parquet_dictionary_and_column_choice(tmp_path: Path) -> None:
-    table = pyarrow.table({"body": pyarrow.array(["x", "y"] * 300).dictionary_encode(), "lang": ["ja", "en"] * 300, "n": range(600)})
+    body = pyarrow.array(["x", "y"] * 300).dictionary_encode()
+    table = pyarrow.table({"body": body, "lang": ["ja", "en"] * 300, "n": range(600)})
     parquet.write_table(table, tmp_path / "a.parquet")
     batches = list(read_batches(find_source(tmp_path), "body", fields=("lang",)))
     documents = [d for batch in batches for d in parse_batch(batch, "body")]

@@ -10,12 +10,11 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from launch.cluster import CLUSTERS, load_cluster, walltime_seconds  # noqa: E402
-from launch.submit import main  # noqa: E402
-
-from megatron_jmed.config import load_config  # noqa: E402
-from megatron_jmed.errors import ConfigError, run_tool  # noqa: E402
-from megatron_jmed.train.estimate import GIB, count_parameters, stage_memory  # noqa: E402
+from launch.cluster import CLUSTERS, load_cluster, walltime_seconds
+from launch.submit import main
+from megatron_jmed.config import load_config
+from megatron_jmed.errors import ConfigError, run_tool
+from megatron_jmed.train.estimate import GIB, count_parameters, stage_memory
 
 LOCAL = ("--cluster", "local", "--nodes", 2)
 
@@ -218,17 +217,24 @@ def put_checkpoint(run: Path, step: int) -> None:
     (folder / "state.json").write_text(json.dumps(state))
 
 
-def test_a_finished_run_is_refused_until_its_budget_is_raised(submit, experiment: Path, tmp_path: Path):
+def test_a_finished_run_is_refused_and_its_budget_cannot_be_raised(submit, experiment: Path, tmp_path: Path):
     submit(tmp_path, experiment, *LOCAL)
     run = tmp_path / "runs/tiny"
     put_checkpoint(run, 30)
     (run / "done").write_text("30\n")
     refused = submit(tmp_path, experiment, *LOCAL)
     assert refused.returncode == 2 and "is done: its checkpoint is at step 30 of 30" in refused.stderr
-    (run / "stop").touch()
+    assert 'init="' in refused.stderr and "step_0000030" in refused.stderr
     longer = submit(tmp_path, experiment, *LOCAL, "budget.total_tokens=7680")
-    assert longer.returncode == 0 and "goes on from step_0000030" in longer.stdout
-    assert not (run / "done").exists() and not (run / "stop").exists()
+    assert longer.returncode == 2 and "budget.total_tokens: 3840 -> 7680" in longer.stderr
+
+
+def test_a_left_over_stop_file_is_removed(submit, experiment: Path, tmp_path: Path):
+    submit(tmp_path, experiment, *LOCAL)
+    (tmp_path / "runs/tiny/stop").touch()
+    again = submit(tmp_path, experiment, *LOCAL)
+    assert again.returncode == 0 and "left over" in again.stdout
+    assert not (tmp_path / "runs/tiny/stop").exists()
 
 
 def test_a_queued_run_is_left_alone(submit, experiment: Path, no_slurm: Path, tmp_path: Path):

@@ -1,0 +1,233 @@
+"""Which sequences a step reads is a matter of config, token sets and step alone, and every sequence is accounted for."""
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import megatron_jmed.parallel  # noqa: F401  (the CPU patches come before Megatron-Core)
+from megatron_jmed.corpus.tokens import TokenizeSettings, tokenize
+from megatron_jmed.data.pretrain import _RankSequences, batches, blend_account, build_data, load_token_sets
+from megatron_jmed.errors import CorpusError
+
+CPU = torch.device("cpu")
+BATCH, STEPS = 8, 12
+SMALL = ("budget.seq_length=32", f"budget.global_batch_size={BATCH}", "budget.micro_batch_size=2",
+         f"budget.total_tokens={32 * BATCH * STEPS}", "optim.warmup_tokens=0", "budget.eval_steps=2")
+
+
+@pytest.fixture
+def config_for(small_config, token_folder):
+    """config_for(ja, en, change, ...): a run on the two example token sets in these proportions."""
+
+    def config(ja: float = 1, en: float = 1, *changes: str):
+        tokens = token_folder / "runs/tiny/tokens"
+        blend = ", ".join(f'{{name="{name}", path="{tokens / name}", weight={weight}, lang="{name[-2:]}"}}'
+                          for name, weight in (("texts_ja", ja), ("texts_en", en)) if weight)
+        return small_config(*SMALL, f"data.blend=[{blend}]", *changes)
+
+    return config
+
+
+@pytest.fixture
+def read(groups):
+    """read(config, start, stop): the token sets, the data, and all batches of these steps."""
+
+    def all_batches(config, start: int = 0, stop: int | None = None):
+        token_sets = load_token_sets(config)
+        data = build_data(config, token_sets)
+        return token_sets, data, list(batches(config, data.train, groups, start, stop or config.num_steps, CPU))
+
+    return all_batches
+
+
+# ---- who reads what
+
+
+def sequences(rank: int, ranks: int, start: int = 0, stop: int = 5, batch: int = 24, micro: int = 2) -> list[list[int]]:
+    sampler = _RankSequences(start, stop, batch, micro, rank, ranks)
+    found = list(sampler)
+    assert len(sampler) == len(found)
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 12])
+def test_the_micro_batches_of_a_step_do_not_depend_on_the_number_of_ranks(ranks):
+    alone = sequences(0, 1)
+    parts = [sequences(rank, ranks) for rank in range(ranks)]
+    a_step = 24 // (2 * ranks)
+    for step in range(5):
+        together = [micro for part in parts for micro in part[step * a_step : (step + 1) * a_step]]
+        assert sorted(together) == alone[step * 12 : (step + 1) * 12]
+        assert sorted(itertools.chain(*together)) == list(range(step * 24, (step + 1) * 24))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_resuming_goes_on_in_the_same_order(ranks):
+    for rank in range(ranks):
+        assert sequences(rank, ranks, start=3) == sequences(rank, ranks)[3 * 12 // ranks :]
+
+
+def test_resumed_batches_are_those_of_the_uninterrupted_run(config_for, read):
+    whole = read(config_for())[2]
+    resumed = read(config_for(), start=5)[2]
+    rest = whole[5 * BATCH // 2 :]
+    assert len(resumed) == len(rest) > 0
+    for ours, theirs in zip(resumed, rest, strict=True):
+        assert torch.equal(ours.tokens_BS, theirs.tokens_BS) and torch.equal(ours.source_B, theirs.source_B)
+
+
+def test_another_seed_reads_another_order(config_for, read):
+    first, second = (read(config_for(1, 1, f"seed={seed}"))[2] for seed in (1, 2))
+    assert not all(torch.equal(a.tokens_BS, b.tokens_BS) for a, b in zip(first, second, strict=True))
+
+
+# ---- what is in a sequence
+
+
+def test_labels_are_the_tokens_shifted_by_one_and_all_count(config_for, read):
+    for batch in read(config_for())[2]:
+        assert batch.tokens_BS.shape == batch.labels_BS.shape == (2, 32)
+        assert torch.equal(batch.tokens_BS[:, 1:], batch.labels_BS[:, :-1])
+        assert torch.equal(batch.position_ids_BS, torch.arange(32).expand(2, 32))
+        assert batch.loss_mask_BS.eq(1).all()
+
+
+def test_sequences_run_across_documents_with_a_beginning_after_every_end(config_for, read):
+    found = torch.cat([torch.cat([b.tokens_BS, b.labels_BS[:, -1:]], dim=1) for b in read(config_for())[2]])
+    ends = (found[:, :-1] == 2).nonzero()
+    assert len(ends) > 20
+    assert all(found[row, column + 1] == 1 for row, column in ends)
+    begins = (found[:, 1:] == 1).nonzero()
+    assert all(found[row, column] == 2 for row, column in begins)
+
+
+def test_one_epoch_reads_no_token_twice_and_leaves_out_less_than_a_step(config_for, read):
+    config = config_for(1, 0, "data.valid_ratio=0")
+    (token_set,), _, _ = read(config)
+    num_sequences = (token_set.num_tokens - 1) // 32
+    steps = num_sequences // BATCH
+    config = config_for(1, 0, "data.valid_ratio=0", f"budget.total_tokens={steps * BATCH * 32}")
+    _, data, found = read(config)
+    assert len(data.train) >= steps * BATCH
+    read_counts = np.bincount(torch.cat([b.tokens_BS.flatten() for b in found]).numpy(), minlength=2000)
+    on_disk = np.bincount(np.fromfile(f"{token_set.prefix}.bin", dtype=token_set.dtype), minlength=2000)
+    assert (read_counts <= on_disk).all()
+    assert on_disk.sum() - read_counts.sum() <= 32 * BATCH  # the rest that fills no step
+
+
+def test_validation_sequences_are_of_documents_that_training_never_reads(config_for, read):
+    config = config_for(1, 1, "data.valid_ratio=0.1", f"budget.total_tokens={32 * BATCH * 400}")
+    _, data, _ = read(config, stop=1)
+
+    def documents(blended) -> list[set[int]]:
+        return [set(source.document_index.tolist()) for source in blended.datasets]
+
+    for train, valid in zip(documents(data.train), documents(data.valid), strict=True):
+        assert train and valid and not train & valid
+    assert len(data.valid) >= config.budget.eval_steps * BATCH
+
+
+def test_no_validation_share_gives_no_validation_data(config_for, read):
+    assert read(config_for(1, 1, "data.valid_ratio=0"))[1].valid is None
+
+
+# ---- the blend and its account
+
+
+@pytest.mark.parametrize(("ja", "en"), [(1, 1), (3, 1), (0.2, 0.8)])
+def test_blend_draws_sequences_in_proportion(ja, en, config_for, read):
+    from_ja = int(torch.cat([batch.source_B for batch in read(config_for(ja, en))[2]]).eq(0).sum())
+    assert from_ja == pytest.approx(BATCH * STEPS * ja / (ja + en), abs=1)
+
+
+@pytest.mark.parametrize("steps_done", [0, 5, STEPS])
+def test_account_equals_counting_what_was_read(steps_done, config_for, read):
+    config = config_for(2, 1)
+    token_sets, data, found = read(config)
+    account = blend_account(config, token_sets, data, steps_done)
+    counted = torch.cat([batch.source_B for batch in found])
+    planned = counted.bincount(minlength=2) * 32
+    done = counted[: steps_done * BATCH].bincount(minlength=2) * 32
+    assert [source["name"] for source in account["sources"]] == ["texts_ja", "texts_en"]
+    assert [source["consumed_tokens"] for source in account["sources"]] == done.tolist()
+    assert [source["planned_tokens"] for source in account["sources"]] == planned.tolist()
+    assert account["consumed_tokens"] == steps_done * BATCH * 32 == sum(done.tolist())
+    assert [source["weight"] for source in account["sources"]] == pytest.approx([2 / 3, 1 / 3])
+
+
+def test_epochs_in_the_account_count_the_training_part_as_one(config_for, read):
+    config = config_for(1, 0, "data.valid_ratio=0.1", f"budget.total_tokens={32 * BATCH * 200}")
+    token_sets, data, _ = read(config, stop=1)
+    (source,) = blend_account(config, token_sets, data, config.num_steps)["sources"]
+    sequences_an_epoch = data.train.datasets[0]._get_num_tokens_per_epoch() / 32
+    assert source["epochs"] == pytest.approx(200 * BATCH / sequences_an_epoch, rel=0.02)
+    assert source["epochs"] > 1
+
+
+# ---- refusals
+
+
+@pytest.fixture
+def own_tokens(token_folder, tmp_path) -> Path:
+    """A copy of the token sets to spoil."""
+    return shutil.copytree(token_folder / "runs/tiny/tokens", tmp_path / "tokens")
+
+
+def refusal(small_config, *sources: Path, changes: tuple[str, ...] = SMALL) -> str:
+    blend = ", ".join(f'{{name="{path.name}", path="{path}", weight=1}}' for path in sources)
+    with pytest.raises(CorpusError) as error:
+        load_token_sets(small_config(f"data.blend=[{blend}]", *changes))
+    return str(error.value)
+
+
+def test_empty_blend_is_refused(small_config):
+    assert "data.blend is empty" in refusal(small_config)
+
+
+def test_missing_token_set_is_refused_with_the_tool_that_makes_it(small_config, tmp_path):
+    message = refusal(small_config, tmp_path / "none")
+    assert "'none'" in message and "tools/tokenize_corpus.py" in message
+
+
+def test_truncated_tokens_are_refused_with_both_sizes(small_config, own_tokens):
+    path = own_tokens / "texts_ja/tokens.bin"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-2])
+    message = refusal(small_config, own_tokens / "texts_ja")
+    assert str(path) in message and str(size) in message and str(size - 2) in message
+
+
+def test_another_vocabulary_is_refused_with_both_numbers(small_config, own_tokens):
+    message = refusal(small_config, own_tokens / "texts_ja", changes=(*SMALL, "model.vocab_size=1999"))
+    assert "2000 pieces; model.vocab_size is 1999" in message
+
+
+def test_two_tokenizers_are_refused(small_config, own_tokens):
+    path = own_tokens / "texts_en/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["details"]["tokenizer"]["sha256"] = "0" * 64
+    path.write_text(json.dumps(manifest))
+    message = refusal(small_config, own_tokens / "texts_ja", own_tokens / "texts_en")
+    assert "made with 2 different tokenizers" in message
+
+
+def test_token_set_smaller_than_a_sequence_is_refused(small_config, tmp_path, token_folder):
+    source = tmp_path / "short.jsonl"
+    source.write_text('{"text": "咳と熱。"}\n' * 2, encoding="utf-8")
+    tokenize(source, tmp_path / "short", TokenizeSettings(tokenizer=token_folder / "tokenizer.model", progress=False))
+    message = refusal(small_config, tmp_path / "short", changes=(*SMALL, "data.valid_ratio=0"))
+    assert "less than one sequence of budget.seq_length=32" in message
+    assert "2 documents, too few for data.valid_ratio=0.05" in refusal(small_config, tmp_path / "short")
+
+
+def test_everything_wrong_is_named_at_once(small_config, own_tokens, tmp_path):
+    (own_tokens / "texts_en/manifest.json").unlink()
+    message = refusal(small_config, own_tokens / "texts_ja", own_tokens / "texts_en", tmp_path / "none",
+                      changes=(*SMALL, "model.vocab_size=1999"))
+    assert "3 problems" in message
+    assert all(word in message for word in ("'texts_ja' was tokenised", "texts_en holds no manifest", "none does not exist"))
