@@ -7,6 +7,9 @@ of Megatron costs seconds.
 import shutil
 
 import pytest
+import torch
+
+from megatron_jmed.convert.torch_dist import CheckpointReader
 
 STEPS = [4, 5, 6]
 RUN = ["tiny", "budget.total_tokens=12288", "budget.save_every_tokens=6144", "budget.eval_every_tokens=0",
@@ -25,7 +28,7 @@ LAYOUTS = {
 }
 # two data-parallel ranks that hold each other's weights, with a validation between the steps
 OVERLAP = ["parallel.ep=1", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true",
-           "budget.eval_every_tokens=2048", "budget.eval_steps=1"]
+           "budget.eval_every_tokens=8192", "budget.eval_steps=1"]
 
 
 def run(name, changes):
@@ -99,3 +102,12 @@ def test_expert_load_counts_every_token_once_at_every_layout(trained, step_recor
     for layout in LAYOUTS:
         flat = [share for layer in step_records(layout)[4]["expert_load"] for share in layer]
         assert flat == pytest.approx([share for layer in step_records("one")[4]["expert_load"] for share in layer], abs=2e-3)
+
+
+@pytest.mark.parametrize(("name", "step"), [("one", 6), ("overlap", 3), ("ep2_overlap", 6), ("tp2_pp2", 6), ("bf16", 6)])
+def test_saved_weights_are_the_masters_of_the_same_step(trained, token_folder, name, step):
+    """A rank that had not yet gathered the others' new weights would save old ones, which only an export would show."""
+    reader = CheckpointReader(token_folder / checkpoint(name, step))
+    for key in sorted(reader.weight_keys()):
+        weight, master = reader.read(key), reader.read(f"optimizer.state.param.{key}")
+        assert torch.equal(weight, master.to(weight.dtype)), key
