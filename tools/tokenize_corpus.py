@@ -4,6 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
+from megatron_jmed.corpus.tokenizer import ENGINES, FAMILIES
 from megatron_jmed.corpus.tokens import TokenizeSettings, tokenize
 from megatron_jmed.errors import run_tool
 
@@ -17,6 +18,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
     parser.add_argument("--no-bos", action="store_true", help="do not put <s> before each document")
     parser.add_argument("--no-eos", action="store_true", help="do not put </s> after each document")
+    engine_help = "native: the C++ core, same ids; default: native where it is compiled and knows the model"
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help=engine_help)
+    family_help = f"whose ids: {', '.join(f'{name} = {versions}' for name, versions in FAMILIES.items())}"
+    parser.add_argument("--family", choices=FAMILIES, default="float", help=family_help)
     parser.add_argument("--max-bad", type=int, default=100, help="bad records that are kept aside before the run stops")
     parser.add_argument("--licence", help="recorded in the manifest (default: what the source's manifest says)")
     parser.add_argument("--overwrite", action="store_true", help="replace a token set made from something else")
@@ -28,6 +33,8 @@ def main() -> None:
         eos=not words.no_eos,
         max_bad=words.max_bad,
         licence=words.licence,
+        family=words.family,
+        engine=words.engine,
         workers=words.workers,
         overwrite=words.overwrite,
     )

@@ -1,8 +1,13 @@
 """Which ids does a text become, and how is a small tokenizer of the LLM-jp kind made?
 
 In: texts and a SentencePiece model file. Out: one flat array of ids and the length of each text; or, from documents,
-a new model file. Invariant: ids are those of the installed sentencepiece for each text alone, whatever texts are
-encoded with it. (sentencepiece 0.2.2 changed some ids against 0.2.1, so its version is part of a token set's record.)
+a new model file. Invariant: ids are those of sentencepiece for each text alone, whatever texts are encoded with it and
+whichever engine does it.
+
+Two engines: `native`, our C++ core for unigram models without normalisation (LLM-jp's), and `sentencepiece` for all
+models. Two families of ids: sentencepiece 0.2.2 sums scores in float where 0.2.1 summed in double, so near ties are cut
+in another way in about one document in a hundred. The native engine can do both, an installed sentencepiece only its
+own. Engine, version and family are part of a token set's record.
 """
 
 import io
@@ -10,6 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import sentencepiece
@@ -18,7 +24,12 @@ from megatron_jmed.corpus.document import read_documents
 from megatron_jmed.corpus.indexed import token_dtype
 from megatron_jmed.corpus.manifest import sha256_file
 from megatron_jmed.errors import CorpusError
+from megatron_jmed.native import VERSION, NativeUnavailable, load_unigram, sums_in_double
 
+Engine = Literal["auto", "native", "sentencepiece"]
+Family = Literal["float", "double"]
+ENGINES = get_args(Engine)
+FAMILIES: dict[str, str] = {"float": "sentencepiece>=0.2.2", "double": "sentencepiece<=0.2.1"}
 # The ids 3 to 7 of LLM-jp v3: never found in a text, only put there by a program.
 CONTROL_PIECES = ("<MASK>", "<PAD>", "<CLS>", "<SEP>", "<EOD>")
 NUM_BYTE_PIECES = 256
@@ -36,14 +47,18 @@ class TokenizerInfo:
     vocab_size: int  # number of pieces
     bos_id: int
     eos_id: int
-    engine: str
+    engine: str  # native or sentencepiece
     engine_version: str
+    family: str = FAMILIES["float"]  # the versions of sentencepiece that give these ids
 
 
 class Encoder:
-    """Encodes texts with a SentencePiece model, with `<s>` before and `</s>` after each if asked for."""
+    """Encodes texts with a SentencePiece model, with `<s>` before and `</s>` after each if asked for.
 
-    def __init__(self, path: Path, bos: bool, eos: bool) -> None:
+    `engine` says which engine does it; with "auto", `fallback` says why it is not the native one (None if it is).
+    """
+
+    def __init__(self, path: Path, bos: bool, eos: bool, engine: Engine = "auto", family: Family = "float") -> None:
         if not path.is_file():
             raise CorpusError(f"tokenizer {path} does not exist; give a SentencePiece .model file")
         try:
@@ -51,9 +66,28 @@ class Encoder:
         except (RuntimeError, OSError) as error:
             raise CorpusError(f"tokenizer {path} is not a SentencePiece model: {error}") from None
         self.path = path
+        self.family = family
         self.dtype = token_dtype(len(self.processor))
         self.before = [self._special("<s>", "bos", self.processor.bos_id())] if bos else []
         self.after = [self._special("</s>", "eos", self.processor.eos_id())] if eos else []
+        self.fallback: str | None = None
+        self._native = None if engine == "sentencepiece" else self._load_native(required=engine == "native")
+        self.engine: Engine = "native" if self._native else "sentencepiece"
+        installed_sums = "double" if sums_in_double(sentencepiece.__version__) else "float"
+        if not self._native and family != installed_sums:
+            raise CorpusError(
+                f"ids of {FAMILIES[family]} (--family {family}) need --engine native or such a version; "
+                f"sentencepiece {sentencepiece.__version__} is installed{f', and {self.fallback}' if self.fallback else ''}"
+            )
+
+    def _load_native(self, required: bool):
+        try:
+            return load_unigram(self.path, self._reference, sentencepiece.__version__)
+        except NativeUnavailable as error:
+            if required:
+                raise CorpusError(f"--engine native: {error}; use --engine sentencepiece") from None
+            self.fallback = str(error)
+            return None
 
     def _special(self, piece: str, setting: str, found: int) -> int:
         if found < 0:
@@ -68,22 +102,35 @@ class Encoder:
             vocab_size=len(self.processor),
             bos_id=self.processor.bos_id(),
             eos_id=self.processor.eos_id(),
-            engine="sentencepiece",
-            engine_version=sentencepiece.__version__,
+            engine=self.engine,
+            engine_version=VERSION if self._native else sentencepiece.__version__,
+            family=FAMILIES[self.family],
         )
 
-    def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """The ids of each text, without special pieces."""
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Encode texts and lay them end to end, special pieces added: (ids, number of ids of each text).
+
+        A text that gives no id (an empty one, or all erased by the model's normaliser) gets no special piece either.
+        """
+        if self._native:
+            wide, double = self.dtype.itemsize > 2, self.family == "double"
+            tokens, lengths, _ = self._native.encode(
+                texts, before=self.before, after=self.after, uint16=not wide, double_sums=double
+            )
+            return tokens, lengths
+        return self._join(self._reference(texts))
+
+    def _reference(self, texts: list[str]) -> list[np.ndarray]:
         return self.processor.encode(texts, out_type="numpy", num_threads=1)
 
-    def join(self, pieces: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Lay encoded texts end to end, special pieces added: (ids, number of ids of each text)."""
+    def _join(self, pieces: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         added = len(self.before) + len(self.after)
-        lengths = np.array([len(piece) + added for piece in pieces], dtype="<i4")
+        lengths = np.array([len(piece) + added if len(piece) else 0 for piece in pieces], dtype="<i4")
         tokens = np.empty(int(lengths.sum()), dtype=self.dtype)
-        ends = np.cumsum(lengths, dtype=np.int64)
+        ends = np.cumsum(lengths, dtype=np.int64)[lengths > 0]
+        starts = ends - lengths[lengths > 0]
         body = np.ones(len(tokens), dtype=bool)
-        for id_, positions in [(i, ends - lengths) for i in self.before] + [(i, ends - 1) for i in self.after]:
+        for id_, positions in [(i, starts) for i in self.before] + [(i, ends - 1) for i in self.after]:
             tokens[positions] = id_
             body[positions] = False
         tokens[body] = np.concatenate([np.empty(0, np.int32), *pieces])

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ from megatron_jmed.corpus.manifest import (
     publish,
 )
 from megatron_jmed.corpus.reader import RawBatch, Source, find_source, read_batches
-from megatron_jmed.corpus.tokenizer import Encoder, TokenizerInfo
+from megatron_jmed.corpus.tokenizer import ENGINES, FAMILIES, Encoder, Engine, Family, TokenizerInfo
 from megatron_jmed.errors import CorpusError
 
 STAGE = "tokenize"
@@ -56,7 +56,7 @@ SECONDS_BETWEEN_LOG_LINES = 30.0
 
 @dataclass(frozen=True)
 class TokenizeSettings:
-    """How to tokenise. `workers`, `overwrite` and `progress` do not change the output; all else does."""
+    """How to tokenise. `engine`, `workers`, `overwrite` and `progress` do not change the tokens; all else does."""
 
     tokenizer: Path
     text_field: str = "text"
@@ -64,6 +64,8 @@ class TokenizeSettings:
     eos: bool = True
     max_bad: int = 100
     licence: str | None = None  # None: what the source's manifests say
+    family: Family = "float"
+    engine: Engine = "auto"
     workers: int = 1
     overwrite: bool = False
     progress: bool = True
@@ -72,6 +74,9 @@ class TokenizeSettings:
         object.__setattr__(self, "tokenizer", Path(self.tokenizer))
         if self.workers < 1:
             raise CorpusError(f"--workers {self.workers} is too small; at least 1 is needed")
+        for name, value, known in (("engine", self.engine, ENGINES), ("family", self.family, tuple(FAMILIES))):
+            if value not in known:
+                raise CorpusError(f"--{name} {value} is unknown; choose from {', '.join(known)}")
         if self.max_bad < 0:
             raise CorpusError(f"--max-bad {self.max_bad} is negative; 0 allows no bad record")
 
@@ -80,7 +85,7 @@ def tokenize(source: str | Path, target: str | Path, settings: TokenizeSettings)
     """Tokenise every document of a source into TARGET; a target that is already finished is left as it is."""
     target = Path(target)
     found = find_source(source)
-    encoder = Encoder(settings.tokenizer, settings.bos, settings.eos)
+    encoder = Encoder(settings.tokenizer, settings.bos, settings.eos, settings.engine, settings.family)
     info = encoder.info()
     licence = settings.licence or found.licence()
     choices: dict[str, JsonValue] = {
@@ -88,6 +93,7 @@ def tokenize(source: str | Path, target: str | Path, settings: TokenizeSettings)
         "text_field": settings.text_field,
         "bos": settings.bos,
         "eos": settings.eos,
+        "family": info.family,
         "max_bad": settings.max_bad,
         "licence": licence,
     }
@@ -95,6 +101,8 @@ def tokenize(source: str | Path, target: str | Path, settings: TokenizeSettings)
     if finished := open_target(target, STAGE, choices, inputs, OUTPUT_NAMES, settings.overwrite):
         print(f"{target} is finished already ({finished.counts.documents} documents); nothing to do", file=sys.stderr)
         return finished
+    if encoder.fallback:
+        print(f"encoding with sentencepiece, some times slower: {encoder.fallback}", file=sys.stderr)
     if found.ignored:
         first = ", ".join(found.ignored[:5])
         print(f"ignored {len(found.ignored)} file(s) of other kinds in {source}: {first}", file=sys.stderr)
@@ -103,7 +111,7 @@ def tokenize(source: str | Path, target: str | Path, settings: TokenizeSettings)
     writer = TokenWriter(partial, NAME, encoder.dtype)
     removed = RemovedRecords(partial / REMOVED, settings.max_bad)
     try:
-        counts = _write_all(found, settings, writer, removed)
+        counts = _write_all(found, settings, encoder, writer, removed)
         files, removed_files = writer.finish(), removed.close()
     finally:
         writer.close()
@@ -127,7 +135,9 @@ def tokenize(source: str | Path, target: str | Path, settings: TokenizeSettings)
     return manifest
 
 
-def _write_all(source: Source, settings: TokenizeSettings, writer: TokenWriter, removed: RemovedRecords) -> Counts:
+def _write_all(
+    source: Source, settings: TokenizeSettings, encoder: Encoder, writer: TokenWriter, removed: RemovedRecords
+) -> Counts:
     """Read, encode and write everything, in order, and count it."""
     by_source, by_lang = _Groups(), _Groups()
     num_tokens = num_documents = 0
@@ -136,7 +146,7 @@ def _write_all(source: Source, settings: TokenizeSettings, writer: TokenWriter, 
     bar = tqdm(total=source.num_bytes(), unit="B", unit_scale=True, disable=disable, mininterval=interval)
     batches = read_batches(source, settings.text_field, fields=("source", "lang"))
     # closing() ends the workers when this loop stops early, and not whenever the generator is collected.
-    with bar, contextlib.closing(_encoded_in_order(batches, settings)) as encoded_batches:
+    with bar, contextlib.closing(_encoded_in_order(batches, settings, encoder)) as encoded_batches:
         for batch in encoded_batches:
             writer.add(batch.tokens, batch.lengths)
             for bad in batch.bad:
@@ -199,45 +209,50 @@ class _EncodedBatch:
     input_bytes: int
 
 
-@functools.cache
-def _encoder(tokenizer: Path, bos: bool, eos: bool) -> Encoder:
-    """One encoder per process."""
-    return Encoder(tokenizer, bos, eos)
-
-
-def _encode(batch: RawBatch, settings: TokenizeSettings) -> _EncodedBatch:
+def _encode(batch: RawBatch, settings: TokenizeSettings, encoder: Encoder) -> _EncodedBatch:
     """Parse one raw batch and encode its documents; a document that gives no token is a bad record."""
-    encoder = _encoder(settings.tokenizer, settings.bos, settings.eos)
     records = list(parse_batch(batch, settings.text_field))
-    pieces = encoder.encode([record.text for record in records if isinstance(record, Document)])
-    bad, kept, groups, ids = [], [], {}, iter(pieces)
+    tokens, lengths = encoder.encode([record.text for record in records if isinstance(record, Document)])
+    bad, groups, num_ids = [], {}, iter(lengths.tolist())
     for offset, record in enumerate(records):
         if isinstance(record, BadRecord):
             bad.append(record)
-        elif len(piece := next(ids)):
-            kept.append(piece)
-            key = (record.source, record.lang)
-            num_tokens = len(piece) + len(encoder.before) + len(encoder.after)
-            new = GroupCounts(documents=1, characters=len(record.text), tokens=num_tokens)
-            groups[key] = _sum([groups[key], new]) if key in groups else new
+        elif num_tokens := next(num_ids):
+            group = groups.setdefault((record.source, record.lang), [0, 0, 0])
+            group[0] += 1
+            group[1] += len(record.text)
+            group[2] += num_tokens
         else:
             bad.append(BadRecord(batch.file, batch.first_line + offset, "no_tokens", orjson.dumps(asdict(record))))
-    tokens, lengths = encoder.join(kept)
-    return _EncodedBatch(tokens, lengths, groups, bad, batch.input_bytes)
+    counts = {key: GroupCounts(documents=d, characters=c, tokens=t) for key, (d, c, t) in groups.items()}
+    return _EncodedBatch(tokens, lengths[lengths > 0], counts, bad, batch.input_bytes)
 
 
-def _encoded_in_order(batches: Iterator[RawBatch], settings: TokenizeSettings) -> Iterator[_EncodedBatch]:
+@functools.cache
+def _workers_encoder(settings: TokenizeSettings) -> Encoder:
+    """One encoder per worker process."""
+    return Encoder(settings.tokenizer, settings.bos, settings.eos, settings.engine, settings.family)
+
+
+def _encode_in_worker(batch: RawBatch, settings: TokenizeSettings) -> _EncodedBatch:
+    return _encode(batch, settings, _workers_encoder(settings))
+
+
+def _encoded_in_order(
+    batches: Iterator[RawBatch], settings: TokenizeSettings, encoder: Encoder
+) -> Iterator[_EncodedBatch]:
     """Encode batches here (one worker) or in several processes, a bounded number ahead; results keep the order."""
     if settings.workers == 1:
-        yield from (_encode(batch, settings) for batch in batches)
+        yield from (_encode(batch, settings, encoder) for batch in batches)
         return
     # Not fork: a caller with threads (torch, pyarrow) would hand its workers locks that nobody will release.
     context = multiprocessing.get_context("spawn")
+    settings = replace(settings, engine=encoder.engine)  # a worker uses the parent's engine or fails
     pool = ProcessPoolExecutor(settings.workers, mp_context=context, initializer=_follow_parent)
     waiting: deque[tuple[RawBatch, Future[_EncodedBatch]]] = deque()
     try:
         for batch in batches:
-            waiting.append((batch, pool.submit(_encode, batch, settings)))
+            waiting.append((batch, pool.submit(_encode_in_worker, batch, settings)))
             if len(waiting) > BATCHES_PER_WORKER * settings.workers:
                 yield waiting.popleft()[1].result()
         while waiting:

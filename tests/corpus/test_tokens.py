@@ -115,7 +115,7 @@ def test_manifest_accounts_for_every_record(tokenizer, settings, write_lines, tm
             {"text": "No source, no language."},
         ]
     )
-    manifest = tokenize(source, tmp_path / "set", settings(licence="CC0-1.0"))
+    manifest = tokenize(source, tmp_path / "set", settings(licence="CC0-1.0", engine="sentencepiece"))
     counts = manifest.counts
     assert (counts.documents, counts.characters) == (3, 13 + 20 + 23)
     assert counts.dropped == {"invalid_utf8": 1, "text_not_string": 1}
@@ -134,6 +134,7 @@ def test_manifest_accounts_for_every_record(tokenizer, settings, write_lines, tm
             "eos_id": 2,
             "engine": "sentencepiece",
             "engine_version": sentencepiece.__version__,
+            "family": "sentencepiece>=0.2.2",
         },
     }
     assert manifest.licence == "CC0-1.0" and manifest.settings["bos"] is True
