@@ -21,6 +21,7 @@ from megatron_jmed.corpus.reader import RawBatch, find_source, read_batches
 from megatron_jmed.errors import CorpusError
 
 UNKNOWN = "unknown"
+NUL = "\0"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -59,7 +60,7 @@ def read_documents(source: str | Path, text_field: str = "text") -> Iterator[Doc
 
 def parse_batch(batch: RawBatch, text_field: str = "text") -> Iterator[Document | BadRecord]:
     """Turn each record of a batch into a Document or a BadRecord, in order."""
-    parse = _parse_lines if batch.kind == "jsonl" else _parse_arrow
+    parse = {"jsonl": _parse_lines, "arrow": _parse_arrow, "text": _parse_text}[batch.kind]
     for offset, (record, raw) in enumerate(parse(batch.payload, text_field)):
         line = batch.first_line + offset
         if isinstance(record, dict):
@@ -140,6 +141,15 @@ def _json_value(value: Any) -> Any:
     return {"base64": base64.b64encode(value).decode()} if isinstance(value, bytes) else str(value)
 
 
+def _parse_text(payload: bytes, text_field: str) -> Iterator[tuple[Any, Any]]:
+    """Like `_parse_lines` for a plain text file: the whole of it is one record."""
+    try:
+        record: Any = {text_field: payload.decode("utf-8")}
+    except UnicodeDecodeError:
+        record = "invalid_utf8"
+    yield record, lambda: payload
+
+
 def _text_problem(record: dict[str, Any], text_field: str) -> str | None:
     """Say why a record has no usable text, or None."""
     if text_field not in record:
@@ -147,6 +157,8 @@ def _text_problem(record: dict[str, Any], text_field: str) -> str | None:
     text = record[text_field]
     if not isinstance(text, str):
         return "text_not_string"
+    if NUL in text:
+        return "nul_in_text"
     return None if text.strip() else "empty_text"
 
 
@@ -161,6 +173,30 @@ def _document(record: dict[str, Any], text_field: str, file: str, line: int) -> 
         lang=lang if isinstance(lang, str) and lang else UNKNOWN,
         meta=record,
     )
+
+
+# ---- documents to records
+
+
+def document_line(document: Document) -> bytes:
+    """One JSON line that `parse_batch` reads as the same document; the text is always under "text".
+
+    A field of meta that is itself called "text" (the text was read from another field) goes under "text_".
+    """
+    record = {"id": document.id, "text": document.text, "source": document.source, "lang": document.lang}
+    meta = {f"{name}_" if name in record else name: value for name, value in document.meta.items()}
+    return _json_line(record | meta)
+
+
+def removed_line(document: Document, file: str, line: int, reason: str, detail: str) -> bytes:
+    """One JSON line that holds a removed document with everything it had, and where it came from."""
+    origin = {"file": file, "line": line, "reason": reason, "detail": detail}
+    record = {"id": document.id, "text": document.text, "source": document.source, "lang": document.lang}
+    return _json_line(origin | record | {"meta": document.meta})
+
+
+def _json_line(record: dict[str, Any]) -> bytes:
+    return orjson.dumps(record, default=_json_value, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE)
 
 
 # ---- what was removed

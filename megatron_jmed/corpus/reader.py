@@ -1,11 +1,14 @@
 """Which files does a source hold, and how do their records stream out of them?
 
-In: a file or a folder of .jsonl, .jsonl.gz, .jsonl.zst and .parquet. Out: batches of raw records, cheap to hand to
+In: a file, a folder or a glob of .jsonl, .jsonl.gz, .jsonl.zst, .parquet and .txt (one document a file; in a folder
+that holds other kinds too, .txt files are taken for notes and ignored). Out: batches of raw records, cheap to hand to
 another process; what the records mean is document.py's question, so that one process can read while many parse.
 Invariant: every record of the source is in exactly one batch, in the order of the source, and memory is bounded by
 the batch (and by the longest record), never by the file. A truncated or damaged file is an error, never an end.
 """
 
+import glob
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +27,10 @@ from megatron_jmed.corpus.manifest import (
 )
 from megatron_jmed.errors import CorpusError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")  # of files with one record a line or row
+TEXT_SUFFIXES = (".txt", ".txt.gz", ".txt.zst")  # of files that are one document
+READABLE = (*SUFFIXES, *TEXT_SUFFIXES)
+SHARD_FOLDER = re.compile(r"shard-\d+-of-\d+")
 BATCH_BYTES = 2**20
 CHUNK_BYTES = 2**17
 MAX_RECORD_BYTES = 2**28
@@ -38,11 +44,11 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class RawBatch:
-    """Consecutive unparsed records of one file: whole JSON lines, or an Arrow stream of Parquet rows."""
+    """Consecutive unparsed records of one file: whole JSON lines, an Arrow stream of Parquet rows, or a whole text file."""
 
     file: str
     first_line: int
-    kind: Literal["jsonl", "arrow"]
+    kind: Literal["jsonl", "arrow", "text"]
     payload: bytes
     input_bytes: int  # how much of the (compressed) file was consumed since the batch before
 
@@ -79,20 +85,50 @@ class Source:
 
 
 def find_source(path: str | Path) -> Source:
-    """List the readable files of a file or folder; CorpusError if there is none or an earlier stage did not finish."""
+    """List the readable files of a file, folder or glob; CorpusError if there is none or an earlier stage did not finish."""
     root = Path(path)
+    if not root.exists() and glob.has_magic(str(root)):
+        return _find_glob(root)
     if root.is_file():
-        if not root.name.endswith(SUFFIXES):
-            raise CorpusError(f"{root} is none of {', '.join(SUFFIXES)}")
+        if not root.name.endswith(READABLE):
+            raise CorpusError(f"{root} is none of {', '.join(READABLE)}")
         return Source(root, [root])
     if not root.is_dir():
         raise CorpusError(f"{root} does not exist")
     source = Source(root, [])
     _walk(root, source)
+    _ignore_notes(source)
     if not source.files:
         others = f"; it holds {len(source.ignored)} other file(s), first {source.ignored[0]}" if source.ignored else ""
-        raise CorpusError(f"{root} holds no {', '.join(SUFFIXES)} file{others}")
+        raise CorpusError(f"{root} holds no {', '.join(READABLE)} file{others}")
     return source
+
+
+def _find_glob(pattern: Path) -> Source:
+    """The files and folders that a pattern such as texts/**/*.jsonl.gz names."""
+    fixed = 0
+    while not glob.has_magic(pattern.parts[fixed]):
+        fixed += 1
+    source = Source(Path(*pattern.parts[:fixed]), [])
+    for path in sorted(map(Path, glob.glob(str(pattern), recursive=True))):
+        # With ** a folder comes with everything in it; alone it stands for its files.
+        if path.is_dir() and "**" not in pattern.parts:
+            _walk(path, source)
+        elif path.name.endswith(READABLE):
+            source.files.append(path)
+        elif path.is_file():
+            source.ignored.append(source.name(path))
+    if not source.files:
+        raise CorpusError(f"{pattern} matches no {', '.join(READABLE)} file")
+    return source
+
+
+def _ignore_notes(source: Source) -> None:
+    """Ignore .txt files beside files of other kinds: a README.txt in a corpus is no document."""
+    notes = [path for path in source.files if path.name.endswith(TEXT_SUFFIXES)]
+    if len(notes) < len(source.files):
+        source.files[:] = [path for path in source.files if not path.name.endswith(TEXT_SUFFIXES)]
+        source.ignored.extend(source.name(path) for path in notes)
 
 
 def _walk(folder: Path, source: Source) -> None:
@@ -100,7 +136,7 @@ def _walk(folder: Path, source: Source) -> None:
     if (folder / MANIFEST_NAME).exists():
         manifest = load_manifest(folder)
         check_files(folder, manifest)
-        strangers = [file.path for file in manifest.files if not file.path.endswith(SUFFIXES)]
+        strangers = [file.path for file in manifest.files if not file.path.endswith(READABLE)]
         if strangers:
             raise CorpusError(f"{folder} is the result of stage {manifest.stage!r}: no documents ({strangers[0]})")
         source.manifests.append(folder / MANIFEST_NAME)
@@ -108,12 +144,14 @@ def _walk(folder: Path, source: Source) -> None:
         return
     if (folder / PARTIAL_NAME).exists():
         raise CorpusError(f"{folder} holds {PARTIAL_NAME}: its stage did not finish; run that stage again")
+    if any(SHARD_FOLDER.fullmatch(path.name) for path in folder.iterdir()):
+        raise CorpusError(f"{folder} holds shards that are not merged; run their stage with --merge first")
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if path.is_dir():
             _walk(path, source)
-        elif path.name.endswith(SUFFIXES):
+        elif path.name.endswith(READABLE):
             source.files.append(path)
         else:
             source.ignored.append(source.name(path))
@@ -124,11 +162,13 @@ def read_batches(source: Source, text_field: str = "text", fields: tuple[str, ..
     for path in source.files:
         if path.name.endswith(".parquet"):
             yield from _read_parquet(path, source.name(path), text_field, fields)
+        elif path.name.endswith(TEXT_SUFFIXES):
+            yield _read_text(path, source.name(path))
         else:
             yield from _read_jsonl(path, source.name(path))
 
 
-# ---- JSON lines
+# ---- JSON lines and plain text
 
 
 def _read_jsonl(path: Path, name: str) -> Iterator[RawBatch]:
@@ -140,6 +180,17 @@ def _read_jsonl(path: Path, name: str) -> Iterator[RawBatch]:
             position = stream.tell()
             yield RawBatch(name, line, "jsonl", payload, position - consumed)
             line, consumed = line + payload.count(b"\n"), position
+
+
+def _read_text(path: Path, name: str) -> RawBatch:
+    pieces, num_bytes = [], 0
+    with open(path, "rb") as stream:
+        for piece in _decompressed(stream, path):
+            pieces.append(piece)
+            num_bytes += len(piece)
+            if num_bytes > MAX_RECORD_BYTES:
+                raise CorpusError(f"{path} is one document of more than {MAX_RECORD_BYTES} bytes; cut it into several files")
+    return RawBatch(name, 1, "text", b"".join(pieces).removeprefix(BYTE_ORDER_MARK), path.stat().st_size)
 
 
 def _decompressed(stream: BinaryIO, path: Path) -> Iterator[bytes]:

@@ -159,9 +159,9 @@ def test_a_folder_is_read_in_order_and_other_files_are_listed(tmp_path: Path) ->
     assert [file.path for file in source.inputs()] == ["a.jsonl", "b/10.jsonl", "b/2.jsonl", "c.jsonl"]
 
 
-@pytest.mark.parametrize(("name", "message"), [("none", "does not exist"), ("a.txt", "is none of"), ("empty", "holds no .jsonl")])
+@pytest.mark.parametrize(("name", "message"), [("none", "does not exist"), ("a.pdf", "is none of"), ("empty", "holds no .jsonl")])
 def test_a_source_without_files_is_an_error(name: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "a.pdf").write_text("x")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CorpusError, match=message):
         find_source(tmp_path / name)
