@@ -21,6 +21,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron_jmed.config import RunConfig
 from megatron_jmed.corpus.tokens import TokenSet, load_token_set
 from megatron_jmed.data.batch import Batch, batch_from_sample
+from megatron_jmed.data.index_cache import whole_cache
 from megatron_jmed.errors import CorpusError
 from megatron_jmed.parallel import Groups
 from megatron_jmed.run_folder import RunFolder
@@ -43,6 +44,7 @@ class PretrainData:
     train: BlendedDataset
     valid: BlendedDataset | None
     source_names: tuple[str, ...]
+    index_cache: Path
 
     def consumed_sequences(self, num_sequences: int) -> list[int]:
         """How many of the first `num_sequences` sequences came from each source: an exact account, nothing logged."""
@@ -89,24 +91,36 @@ def _mismatches(config: RunConfig, name: str, token_set: TokenSet) -> list[str]:
 
 
 def build_data(config: RunConfig, token_sets: list[TokenSet]) -> PretrainData:
-    """The run's sequences, with the index cache built by rank 0 and read by the others. Collective over all ranks."""
-    cache = Path(config.data.cache_folder or RunFolder(config.run_folder).index_cache)
+    """The run's sequences; an index cache that is not there is built by rank 0 first. Collective over all ranks."""
+    prefixes = [token_set.prefix for token_set in token_sets]
+    weights = [source.weight for source in config.data.blend]
+    split = f"{1 - config.data.valid_ratio},{config.data.valid_ratio},0"
     valid_sequences = config.budget.eval_steps * config.budget.global_batch_size if config.data.valid_ratio else 0
-    dataset_config = GPTDatasetConfig(
-        random_seed=config.seed,
-        sequence_length=config.budget.seq_length,
-        blend=([str(t.prefix) for t in token_sets], [source.weight for source in config.data.blend]),
-        split=f"{1 - config.data.valid_ratio},{config.data.valid_ratio},0",
-        path_to_cache=str(cache),
-        tokenizer=_TokenIds(tuple(t.tokenizer_sha256 for t in token_sets)),
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-    )
     sizes = [config.num_steps * config.budget.global_batch_size, valid_sequences, 0]
-    train, valid, _ = BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, dataset_config).build()
-    return PretrainData(train, valid, tuple(source.name for source in config.data.blend))
+
+    def build(cache: Path, is_mine: bool) -> list[BlendedDataset | None]:
+        dataset_config = GPTDatasetConfig(
+            random_seed=config.seed,
+            sequence_length=config.budget.seq_length,
+            blend=(prefixes, weights),
+            split=split,
+            path_to_cache=str(cache),
+            tokenizer=_TokenIds(tuple(t.tokenizer_sha256 for t in token_sets)),
+            reset_position_ids=False,
+            reset_attention_mask=False,
+            eod_mask_loss=False,
+            create_attention_mask=False,
+        )
+        return BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: is_mine, dataset_config).build()
+
+    made_for = {"seed": config.seed, "seq_length": config.budget.seq_length, "num_sequences": sizes, "split": split,
+                "token_sets": [{"prefix": token_set.prefix, "weight": weight, "tokenizer": token_set.tokenizer_sha256,
+                                "sha256": {file.path: file.sha256 for file in token_set.manifest.files}}
+                               for token_set, weight in zip(token_sets, weights, strict=True)]}
+    caches = Path(config.data.cache_folder or RunFolder(config.run_folder).index_cache)
+    cache = whole_cache(caches, made_for, build)
+    train, valid, _ = build(cache, True)
+    return PretrainData(train, valid, tuple(source.name for source in config.data.blend), cache)
 
 
 class _RankSequences(torch.utils.data.Sampler):

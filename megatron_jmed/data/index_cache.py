@@ -1,0 +1,128 @@
+"""Are the indices of a run's sequences already there, whole, and if not, how are they built so that a kill does no harm?
+
+In: the folder of index caches, what a cache is made for, and a function that lets Megatron-Core build into a folder.
+Out: FOLDER/KEY/ with Megatron-Core's own files (document, sample and shuffle index of every source and split, the
+blend's two) and `index_cache.json`, which lists them with their sizes. KEY is a hash of everything that decides an
+index: seed, sequence length, budget, weights, split, the token sets' paths and checksums, Megatron-Core's version.
+
+Invariant: FOLDER/KEY exists only whole. Megatron-Core 0.16.1 takes any existing set of files for whole, even one
+whose last file a killed process wrote half; so it builds in a folder of another name, everything there is brought to
+the disk, and one rename of that folder makes it the cache. A cache whose files have other sizes than listed (a copy
+that was cut short) is built anew.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_jmed.corpus.manifest import sync_folder
+from megatron_jmed.errors import CorpusError
+
+LIST_NAME = "index_cache.json"
+# A builder that died leaves its folder; one this old is nobody's any more (50 million documents take a minute).
+LEFTOVER_SECONDS = 24 * 3600
+
+
+def whole_cache(folder: Path, made_for: dict[str, Any], build: Callable[[Path, bool], object]) -> Path:
+    """The whole cache FOLDER/KEY, built by rank 0 if it is not there. Collective over all ranks.
+
+    `build(into, is_mine)` is called on all ranks or on none, because Megatron-Core's builder waits for all of them; only
+    where `is_mine` may it write. Only rank 0 looks at the disk before the cache is whole, so that no other node
+    remembers (as NFS clients do) that it was not there.
+    """
+    made_for = {"megatron_core": metadata.version("megatron-core"), **made_for}
+    cache = folder / cache_key(made_for)
+    is_mine = torch.distributed.get_rank() == 0
+    partial = None
+    try:
+        if is_mine and not is_whole(cache):
+            partial = _begin(cache)
+        must_build = [partial is not None]
+        torch.distributed.broadcast_object_list(must_build, src=0)
+        if must_build[0]:
+            build(partial or cache, is_mine)
+            if partial:
+                _publish(partial, cache, made_for)
+            torch.distributed.barrier()
+    except Exception as error:
+        if partial:
+            shutil.rmtree(partial, ignore_errors=True)
+        _raise_if_disk(error, cache)
+        raise
+    return cache
+
+
+def cache_key(made_for: dict[str, Any]) -> str:
+    """The name of the cache made for this: 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(made_for, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def is_whole(cache: Path) -> bool:
+    """Whether every file that the cache lists is there with the size it had when it was built."""
+    try:
+        sizes = json.loads((cache / LIST_NAME).read_text(encoding="utf-8"))["file_bytes"]
+        return all((cache / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def cache_bytes(cache: Path) -> int:
+    """The size of a cache's files."""
+    return sum(path.stat().st_size for path in cache.iterdir())
+
+
+def _raise_if_disk(error: Exception, cache: Path) -> None:
+    """CorpusError if the disk made the build fail; Megatron-Core hides some of these behind a bare Exception."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, OSError):
+        raise CorpusError(f"the index cache cannot be written to {cache.parent} ({cause.strerror or cause}); make room there, or "
+                          "name a folder on another disk with data.cache_folder=FOLDER. Nothing half-written is left") from error
+
+
+def _begin(cache: Path) -> Path:
+    """An empty folder beside the cache to build in; dead builders' old folders and a damaged cache are removed."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    if cache.exists():
+        print(f"the index cache {cache} is damaged (a file is missing or has another size); it is built anew", file=sys.stderr)
+        damaged = _beside(cache)
+        cache.rename(damaged)
+        shutil.rmtree(damaged)
+    for leftover in cache.parent.glob(f"{cache.name}.partial-*"):
+        if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+            shutil.rmtree(leftover)
+    partial = _beside(cache)
+    partial.mkdir()
+    return partial
+
+
+def _beside(cache: Path) -> Path:
+    """A name of its own for each builder: two jobs that share a cache may build it at the same time."""
+    return cache.with_name(f"{cache.name}.partial-{uuid.uuid4().hex[:8]}")
+
+
+def _publish(partial: Path, cache: Path, made_for: dict[str, Any]) -> None:
+    """Bring everything to the disk, then make it the cache by one rename; a cache that another job made first stays."""
+    sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+    content = {"made_for": made_for, "file_bytes": sizes}
+    (partial / LIST_NAME).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for path in partial.iterdir():
+        with open(path, "rb") as stream:
+            os.fsync(stream.fileno())
+    sync_folder(partial)
+    try:
+        partial.rename(cache)
+    except OSError:
+        if not is_whole(cache):
+            raise
+        shutil.rmtree(partial)
+    sync_folder(cache.parent)
