@@ -1,0 +1,295 @@
+"""What is in a corpus, all of it, so that a reader of the paper can judge it without having it?
+
+In: finished token sets made with one tokenizer. Out: TARGET/datasheet.json (every number), datasheet.md and
+datasheet.html (the same for people; one file, no network) and manifest.json. Numbers come from the tokens themselves
+(profile.py) and from the manifests of the stages behind them (provenance.py).
+Invariant: documents, tokens and bytes equal the manifests, the index and the .bin file, or there is no datasheet; the
+same token sets give the same bytes, for any number of workers.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from pydantic import JsonValue
+from tqdm import tqdm
+
+from megatron_jmed.corpus.datasheet_page import datasheet_html, datasheet_markdown
+from megatron_jmed.corpus.manifest import (
+    MANIFEST_NAME,
+    PARTIAL_NAME,
+    Counts,
+    GroupCounts,
+    InputFile,
+    Manifest,
+    OutputFile,
+    code_version,
+    open_target,
+    publish,
+    sha256_file,
+)
+from megatron_jmed.corpus.profile import SCRIPTS, ProfileSettings, Terms, load_terms, profile_token_set
+from megatron_jmed.corpus.provenance import Attribution, Facts, attribute, follow_chain
+from megatron_jmed.corpus.tokens import NAME, TokenSet, load_token_set
+from megatron_jmed.errors import CorpusError
+
+STAGE = "describe"
+JSON_NAME, MARKDOWN_NAME, HTML_NAME = "datasheet.json", "datasheet.md", "datasheet.html"
+OUTPUT_NAMES = (JSON_NAME, MARKDOWN_NAME, HTML_NAME)
+SECONDS_BETWEEN_LOG_LINES = 30.0
+
+
+@dataclass(frozen=True)
+class DescribeSettings:
+    """How to describe. `workers`, `overwrite` and `progress` do not change the output; all else does."""
+
+    tokenizer: Path
+    terms: Path | None = None
+    title: str = "Datasheet of the corpus"
+    profile: ProfileSettings = field(default_factory=ProfileSettings)
+    workers: int = 1
+    overwrite: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise CorpusError(f"--workers {self.workers} is too small; at least 1 is needed")
+        for what, path in (("tokenizer", self.tokenizer), ("list of terms", self.terms)):
+            if path is not None and not Path(path).is_file():
+                raise CorpusError(f"{what} {path} does not exist")
+
+
+def describe(folders: Sequence[str | Path], target: str | Path, settings: DescribeSettings) -> Manifest:
+    """Write the datasheet of token sets into TARGET; a target that is already finished is left as it is."""
+    target, paths = Path(target), [Path(folder) for folder in folders]
+    token_sets = _load(paths, sha256_file(settings.tokenizer), settings.tokenizer)
+    names = _names(paths)
+    terms = load_terms(settings.terms) if settings.terms else Terms()
+    inputs = [_manifest_as_input(name, path) for name, path in zip(names, paths, strict=True)]
+    choices: dict[str, JsonValue] = {
+        "title": settings.title,
+        "tokenizer_sha256": token_sets[0].tokenizer_sha256,
+        "terms_sha256": sha256_file(settings.terms) if settings.terms else None,
+        "profile": asdict(settings.profile),
+    }
+    if finished := open_target(target, STAGE, choices, inputs, OUTPUT_NAMES, settings.overwrite):
+        print(f"{target} is finished already ({finished.counts.documents} documents); nothing to do", file=sys.stderr)
+        return finished
+    total = sum(token_set.num_tokens for token_set in token_sets)
+    interval = 0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_LINES
+    sheets = []
+    with tqdm(total=total, unit=" tokens", unit_scale=True, disable=not settings.progress, mininterval=interval) as bar:
+        for name, path, token_set in zip(names, paths, token_sets, strict=True):
+            bar.set_postfix_str(name, refresh=False)
+            sheets.append(_describe_set(name, path, token_set, terms, settings, bar.update))
+    sheet = {
+        "format_version": 1,
+        "title": settings.title,
+        "code_version": code_version(),
+        "tokenizer": asdict(token_sets[0].tokenizer),
+        "terms": _terms_statement(settings, terms),
+        "sampling": asdict(settings.profile),
+        "totals": _add_up([group for one in sheets for group in one["groups"]]) | {
+            "sets": len(sheets),
+            "bin_bytes": sum(one["bin_bytes"] for one in sheets),
+        },
+        "by_language": _by_language(sheets),
+        "sets": sheets,
+    }
+    manifest = Manifest(
+        stage=STAGE,
+        settings=choices,
+        code_version=sheet["code_version"],
+        source="; ".join(str(path) for path in paths),
+        inputs=inputs,
+        files=_write(target / PARTIAL_NAME, sheet),
+        counts=_counts(sheets),
+        licence="; ".join(sorted({licence for one in sheets for licence in one["licences"]})) or None,
+    )
+    publish(target, manifest, OUTPUT_NAMES)
+    return manifest
+
+
+# ---- what goes in
+
+
+def _load(paths: Sequence[Path], tokenizer_sha256: str, tokenizer: Path) -> list[TokenSet]:
+    """Load the token sets; CorpusError, with all that are wrong, if one was not made with the tokenizer."""
+    if not paths:
+        raise CorpusError("no token set to describe; give at least one folder of tools/tokenize_corpus.py")
+    token_sets = [load_token_set(path) for path in paths]
+    others = [
+        f"{path} ({one.tokenizer.file}, {one.tokenizer_sha256[:12]})"
+        for path, one in zip(paths, token_sets, strict=True)
+        if one.tokenizer_sha256 != tokenizer_sha256
+    ]
+    if others:
+        raise CorpusError(
+            f"{len(others)} token set(s) were not made with {tokenizer} ({tokenizer_sha256[:12]}): "
+            f"{', '.join(others)}; give their tokenizer, or describe them apart"
+        )
+    return token_sets
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The sets' names: their folders', or the whole path where two folders are called the same."""
+    short = [path.resolve().name for path in paths]
+    names = [str(path) if short.count(name) > 1 else name for path, name in zip(paths, short, strict=True)]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise CorpusError(f"a token set is given twice: {', '.join(map(str, paths))}")
+    return names
+
+
+def _manifest_as_input(name: str, path: Path) -> InputFile:
+    manifest = path / MANIFEST_NAME
+    return InputFile(path=f"{name}/{MANIFEST_NAME}", bytes=manifest.stat().st_size, sha256=sha256_file(manifest))
+
+
+def _terms_statement(settings: DescribeSettings, terms: Terms) -> dict[str, Any] | None:
+    if settings.terms is None:
+        return None
+    numbers = {lang: len(listed) for lang, listed in sorted(terms.by_lang.items())}
+    return {"file": settings.terms.name, "sha256": sha256_file(settings.terms), "terms": numbers}
+
+
+# ---- one token set
+
+
+def _describe_set(
+    name: str, path: Path, token_set: TokenSet, terms: Terms, settings: DescribeSettings, advance: Any
+) -> dict[str, Any]:
+    manifest = token_set.manifest
+    _check_sums(path, manifest)
+    attribution = attribute(path, manifest)
+    langs = [lang for _, lang in attribution.names]
+    bin_path = path / f"{NAME}.bin"
+    profiles = profile_token_set(
+        bin_path, settings.tokenizer, attribution.groups, langs, terms, settings.profile, settings.workers, advance
+    )
+    groups = [_group(attribution, number, profile) for number, profile in enumerate(profiles)]
+    groups.sort(key=lambda group: (-group["tokens"], group["source"], group["lang"]))
+    totals = _add_up(groups)
+    _check_totals(path, manifest, totals, bin_path.stat().st_size, np.dtype(token_set.dtype).itemsize)
+    chain = follow_chain(path)
+    return {
+        "name": name,
+        "created": manifest.created,
+        "code_version": manifest.code_version,
+        "dtype": token_set.dtype,
+        "bin_bytes": bin_path.stat().st_size,
+        "files": [file.model_dump() for file in manifest.files],
+        "licences": chain.licences(),
+        "attribution": attribution.how,
+        "totals": totals,
+        "manifest_characters": manifest.counts.characters,
+        "removed": chain.removed(),
+        "looked_for": {head: chain.ran(head) for head in ("duplicates", "contaminated", "masked")},
+        "chain": chain.steps,
+        "chain_ends": chain.ends,
+        "groups": groups,
+    }
+
+
+def _check_sums(folder: Path, manifest: Manifest) -> None:
+    for file in manifest.files:
+        found = sha256_file(folder / file.path)
+        if found != file.sha256:
+            raise CorpusError(
+                f"{folder / file.path} has SHA-256 {found[:16]}..., its manifest says {file.sha256[:16]}...: "
+                f"changed since it was written; tokenise again"
+            )
+
+
+def _group(attribution: Attribution, number: int, profile: dict[str, Any]) -> dict[str, Any]:
+    source, lang = attribution.names[number]
+    declared = _declared(attribution.facts[number], profile["documents"])
+    return {"source": source, "lang": lang, **profile, "declared": declared}
+
+
+def _declared(facts: Facts, num_documents: int) -> dict[str, Any]:
+    """What documents say about time and translation; a share is of those that say anything."""
+    said = facts.translated + facts.not_translated
+    return {
+        "dated_documents": facts.dated,
+        "first_year": facts.first_year,
+        "last_year": facts.last_year,
+        "translation_declared_documents": said,
+        "translation_undeclared_documents": num_documents - said,
+        "machine_translated_documents": facts.translated,
+        "machine_translated_tokens": facts.translated_tokens,
+        "machine_translated_share": round(facts.translated / said, 6) if said else None,
+    }
+
+
+SUMS = ("documents", "tokens", "special_tokens", "byte_tokens", "characters", "utf8_bytes", "repeated_documents")
+
+
+def _add_up(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The sums over groups, and what follows from sums alone."""
+    sums: dict[str, Any] = {name: sum(group[name] for group in groups) for name in SUMS}
+    text_tokens = sums["tokens"] - sums["special_tokens"]
+    sums["characters_per_token"] = round(sums["characters"] / text_tokens, 4) if text_tokens else None
+    sums["bytes_per_token"] = round(sums["utf8_bytes"] / text_tokens, 4) if text_tokens else None
+    sums["scripts"] = {script: sum(group["scripts"][script] for group in groups) for script in SCRIPTS}
+    return sums
+
+
+def _by_language(sheets: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    groups = [group for one in sheets for group in one["groups"]]
+    return {lang: _add_up([g for g in groups if g["lang"] == lang]) for lang in sorted({g["lang"] for g in groups})}
+
+
+def _check_totals(folder: Path, manifest: Manifest, totals: dict[str, Any], size: int, itemsize: int) -> None:
+    """The groups must add up to what the manifest and the .bin file say."""
+    claims = {
+        "documents": (totals["documents"], manifest.counts.documents),
+        "tokens": (totals["tokens"], manifest.counts.tokens),
+        "bytes of the .bin file": (totals["tokens"] * itemsize, size),
+        "characters by script": (sum(totals["scripts"].values()), totals["characters"]),
+    }
+    for what, (found, claimed) in claims.items():
+        if found != claimed:
+            raise CorpusError(f"{folder}: {what}: {found} counted, {claimed} claimed; the set is damaged, tokenise again")
+
+
+# ---- what comes out
+
+
+def _write(folder: Path, sheet: dict[str, Any]) -> list[OutputFile]:
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+    texts = {
+        JSON_NAME: orjson.dumps(sheet, option=options),
+        MARKDOWN_NAME: datasheet_markdown(sheet).encode(),
+        HTML_NAME: datasheet_html(sheet).encode(),
+    }
+    for name, data in texts.items():
+        (folder / name).write_bytes(data)
+    rows = sheet["totals"]["documents"]
+    return [
+        OutputFile(path=name, rows=rows, bytes=len(data), sha256=sha256_file(folder / name))
+        for name, data in sorted(texts.items())
+    ]
+
+
+def _counts(sheets: Sequence[dict[str, Any]]) -> Counts:
+    groups = [group for one in sheets for group in one["groups"]]
+    whole = _group_counts(groups)
+    return Counts(
+        documents=whole.documents,
+        characters=whole.characters,
+        tokens=whole.tokens,
+        by_source={name: _group_counts([g for g in groups if g["source"] == name]) for name in _values(groups, "source")},
+        by_lang={name: _group_counts([g for g in groups if g["lang"] == name]) for name in _values(groups, "lang")},
+    )
+
+
+def _values(groups: Sequence[dict[str, Any]], key: str) -> list[str]:
+    return sorted({group[key] for group in groups})
+
+
+def _group_counts(groups: Sequence[dict[str, Any]]) -> GroupCounts:
+    return GroupCounts(**{name: sum(group[name] for group in groups) for name in ("documents", "characters", "tokens")})
