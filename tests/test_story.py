@@ -9,21 +9,42 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[1]
-SCRIPT = REPO / "examples/00_tiny.sh"
+SCRIPTS = sorted((REPO / "examples").glob("*.sh"))
+
+
+def tell(script: str, folder: Path) -> str:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", str(REPO / "examples" / script)], cwd=folder, env=environment, capture_output=True, text=True,
+                          timeout=540)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("story")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", str(SCRIPT)], cwd=folder, env=environment, capture_output=True, text=True, timeout=540)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
-    assert "the report is at" in done.stdout
+    assert "the report is at" in tell("00_tiny.sh", folder)
     return folder / "runs/tiny"
 
 
-def test_script_is_short():
-    assert len(SCRIPT.read_text().splitlines()) <= 35
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_script_is_short(script):
+    assert len(script.read_text().splitlines()) <= 30
+
+
+def test_corpus_story_accounts_for_every_document(tmp_path):
+    assert "the datasheet is at" in tell("01_corpus.sh", tmp_path)
+    work = tmp_path / "runs/corpus"
+    stages = [json.loads((work / name / "manifest.json").read_text())["counts"]
+              for name in ("clean", "masked", "unique", "fit", "tokens")]
+    read = 426 + 409
+    for counts in stages:
+        assert counts["documents"] + sum(counts["dropped"].values()) == read
+        read = counts["documents"]
+    datasheet = json.loads((work / "datasheet/datasheet.json").read_text())
+    assert datasheet["totals"]["documents"] == read and datasheet["totals"]["tokens"] == stages[-1]["tokens"]
+    again = tell("01_corpus.sh", tmp_path)
+    assert again.count("the datasheet is at") == 1
 
 
 def test_the_model_has_learnt(run_folder):
