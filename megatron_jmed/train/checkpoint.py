@@ -50,8 +50,8 @@ def _write_without_manager_process() -> None:
     """Give Megatron-Core's writer (0.16.1) a queue of this process for its results.
 
     By itself it spawns a manager process for one, which only asynchronous saves need. That process imports `__main__`
-    and torch again, and has no signal handlers: Slurm's SIGTERM to the step kills it, and the save that was to rescue
-    the run fails.
+    and torch again, and has no signal handlers: Slurm's SIGTERM to the step would kill it, and fail the save that was to
+    rescue the run.
     """
     filesystem_async._results_queue = queue.Queue()
 
