@@ -11,12 +11,9 @@ same, byte for byte, for any number of workers or shards, any memory setting, an
 
 import contextlib
 import functools
-import multiprocessing
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -38,6 +35,7 @@ from megatron_jmed.corpus.manifest import (
     publish,
 )
 from megatron_jmed.corpus.minhash import MinHash
+from megatron_jmed.corpus.pool import fewer_workers, worker_pool
 from megatron_jmed.corpus.reader import Source, find_source
 from megatron_jmed.corpus.signatures import Signatures, SignedFile, SignTask, bytes_per_document, sign_file, signed_file
 from megatron_jmed.corpus.stage import Kept, Removed
@@ -322,20 +320,5 @@ def _results(what: str, work: Callable[[Task], Result], tasks: list[Task], setti
     if settings.workers == 1 or len(tasks) < 2:
         yield from bar(map(work, tasks))
         return
-    before = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(settings.workers, len(tasks)), mp_context=context, initializer=stage.follow_parent)
-    whole = False
-    try:
+    with worker_pool(min(settings.workers, len(tasks)), fewer_workers(settings.workers)) as pool:
         yield from bar(pool.map(work, tasks))
-        whole = True
-    except BrokenProcessPool:
-        raise CorpusError(
-            f"a worker process died, often because memory ran out; finished files are kept: use fewer --workers than "
-            f"{settings.workers} and run again"
-        ) from None
-    finally:
-        if not whole:
-            for process in set(multiprocessing.active_children()) - before:
-                process.terminate()
-        pool.shutdown(cancel_futures=True)

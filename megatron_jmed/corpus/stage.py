@@ -16,18 +16,14 @@ import fcntl
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import pickle
 import re
 import shutil
-import signal
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,6 +55,7 @@ from megatron_jmed.corpus.manifest import (
     sha256_file,
     sync_folder,
 )
+from megatron_jmed.corpus.pool import fewer_workers, worker_pool
 from megatron_jmed.corpus.reader import READABLE, SHARD_FOLDER, Source, find_source, read_batches
 from megatron_jmed.errors import CorpusError
 
@@ -415,37 +412,13 @@ def _made_parts(
             assert transform is not None
             yield task, make_part(task, transform)
         return
-    before = set(multiprocessing.active_children())
-    # Not fork: a caller with threads would hand its workers locks that nobody will release.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context, initializer=follow_parent)
-    whole = False
-    try:
-        pickled = pickle.dumps(make_transform)
-        # The largest first, so that no worker is left alone with one at the end.
-        largest_first = sorted(tasks, key=lambda task: -task.path.stat().st_size)
+    pickled = pickle.dumps(make_transform)
+    # The largest first, so that no worker is left alone with one at the end.
+    largest_first = sorted(tasks, key=lambda task: -task.path.stat().st_size)
+    with worker_pool(min(workers, len(tasks)), fewer_workers(workers)) as pool:
         futures = {pool.submit(_make_part_in_worker, task, pickled): task for task in largest_first}
         for future in as_completed(futures):
             yield futures[future], future.result()
-        whole = True
-    except BrokenProcessPool:
-        raise CorpusError(
-            f"a worker process died, often because memory ran out; finished files are kept: "
-            f"use fewer --workers than {workers} and run again"
-        ) from None
-    finally:
-        if not whole:
-            for process in set(multiprocessing.active_children()) - before:
-                process.terminate()
-        pool.shutdown(cancel_futures=True)
-
-
-def follow_parent() -> None:
-    """In a worker: let Ctrl-C be the parent's business, and end when the parent is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _make_part_in_worker(task: Task, pickled: bytes) -> Part:

@@ -9,14 +9,10 @@ workers.
 
 import contextlib
 import functools
-import multiprocessing
-import os
 import sys
-import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -38,6 +34,7 @@ from megatron_jmed.corpus.manifest import (
     open_target,
     publish,
 )
+from megatron_jmed.corpus.pool import worker_pool
 from megatron_jmed.corpus.reader import RawBatch, Source, find_source, read_batches
 from megatron_jmed.corpus.tokenizer import ENGINES, FAMILIES, Encoder, Engine, Family, TokenizerInfo
 from megatron_jmed.errors import CorpusError
@@ -245,35 +242,20 @@ def _encoded_in_order(
     if settings.workers == 1:
         yield from (_encode(batch, settings, encoder) for batch in batches)
         return
-    # Not fork: a caller with threads (torch, pyarrow) would hand its workers locks that nobody will release.
-    context = multiprocessing.get_context("spawn")
     settings = replace(settings, engine=encoder.engine)  # a worker uses the parent's engine or fails
-    pool = ProcessPoolExecutor(settings.workers, mp_context=context, initializer=_follow_parent)
     waiting: deque[tuple[RawBatch, Future[_EncodedBatch]]] = deque()
-    try:
+
+    def what_to_do() -> str:
+        return (f" (a batch being encoded began at {batch.file}:{batch.first_line}, {settings.workers} workers); use fewer "
+                "--workers and run again")
+
+    with worker_pool(settings.workers, what_to_do) as pool:
         for batch in batches:
             waiting.append((batch, pool.submit(_encode_in_worker, batch, settings)))
             if len(waiting) > BATCHES_PER_WORKER * settings.workers:
                 yield waiting.popleft()[1].result()
         while waiting:
             yield waiting.popleft()[1].result()
-    except BrokenProcessPool:
-        raise CorpusError(
-            f"a worker process died, often because memory ran out (a batch being encoded began at "
-            f"{batch.file}:{batch.first_line}, {settings.workers} workers); use fewer --workers and run again"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _follow_parent() -> None:
-    """Let Ctrl-C be the parent's business, and end this worker if the parent is killed."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 # ---- what the trainer loads

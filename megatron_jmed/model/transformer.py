@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -93,6 +92,3 @@ def _check_escape_hatch(mcore: dict[str, Any], owned: dict[str, Any]) -> None:
             hint = f", did you mean {close[0]!r}?" if close else ""
             raise ConfigError(f"model.mcore.{name}: Megatron-Core's TransformerConfig has no such field{hint}")
 
-
-def torch_dtype(config: RunConfig) -> torch.dtype:
-    return params_dtype(config.precision)

@@ -1,0 +1,47 @@
+"""Worker processes for the stages: how do they start, and what becomes of them when something dies?
+
+Invariant: a worker that dies is a CorpusError, never a hang; a parent that dies, or gives up, leaves no worker behind.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+
+from megatron_jmed.errors import CorpusError
+
+
+@contextmanager
+def worker_pool(num_workers: int, what_to_do: Callable[[], str]) -> Iterator[ProcessPoolExecutor]:
+    """Processes to submit work to; `what_to_do` ends the message of the CorpusError if one of them dies."""
+    before = set(multiprocessing.active_children())
+    # Not fork: a caller with threads (torch, pyarrow) would hand its workers locks that nobody will release.
+    pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_follow_parent)
+    whole = False
+    try:
+        yield pool
+        whole = True
+    except BrokenProcessPool:
+        raise CorpusError(f"a worker process died, often because memory ran out{what_to_do()}") from None
+    finally:
+        if not whole:
+            for process in set(multiprocessing.active_children()) - before:
+                process.terminate()
+        pool.shutdown(cancel_futures=True)
+
+
+def fewer_workers(num_workers: int) -> Callable[[], str]:
+    """What to do where whole files are the tasks."""
+    return lambda: f"; finished files are kept: use fewer --workers than {num_workers} and run again"
+
+
+def _follow_parent() -> None:
+    """Let Ctrl-C be the parent's business, and end this worker if the parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
