@@ -4,6 +4,8 @@ torch is not named in `train` beyond megatron-core's own requirement, so that a 
 on a machine without one, install it first (the Makefile does).
 """
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 try:
@@ -22,11 +24,11 @@ def native_core() -> list:
     if Pybind11Extension is None:
         return []
     folder = "megatron_jmed/native"
-    headers = [f"{folder}/{name}.hpp" for name in ("model_file", "text", "trie", "unigram")]
+    sources, headers = (sorted(map(str, Path(folder).glob(f"*.{kind}"))) for kind in ("cpp", "hpp"))
     # Ids depend on rounding: no fused multiply-add, no -ffast-math.
     options = ["-O3", "-ffp-contract=off"]
     core = Pybind11Extension(
-        "megatron_jmed.native._core", [f"{folder}/core.cpp"], depends=headers, cxx_std=17, extra_compile_args=options
+        "megatron_jmed.native._core", sources, depends=headers, cxx_std=17, extra_compile_args=options
     )
     core.optional = True
     return [core]

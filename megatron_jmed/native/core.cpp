@@ -1,110 +1,15 @@
-// The door between Python and the native core: megatron_jmed.native._core.
-//
-// In: a list of str or bytes (UTF-8). Out: one array of ids for all of them, and the number of ids and of characters of
-// each. The interpreter's lock is free while texts are encoded. Invariant: inputs are held, never copied or changed.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <climits>
-#include <string>
-#include <vector>
-
-#include "unigram.hpp"
-
-namespace py = pybind11;
+// The door between Python and the native core: megatron_jmed.native._core. Each bind_*.cpp brings one subject.
+#include "bindings.hpp"
 
 namespace {
 
-// Raise it with every change of the core; it is part of a token set's record.
+// Raise it with every change of what the core returns; it is part of a token set's record.
 constexpr const char* kVersion = "1";
-
-struct Text {
-  const void* data;
-  size_t length;
-  int bytes_per_character;  // 0: UTF-8
-};
-
-Text text_of(PyObject* object, size_t number) {
-  if (PyUnicode_Check(object))
-    return {PyUnicode_DATA(object), static_cast<size_t>(PyUnicode_GET_LENGTH(object)), static_cast<int>(PyUnicode_KIND(object))};
-  if (PyBytes_Check(object)) return {PyBytes_AS_STRING(object), static_cast<size_t>(PyBytes_GET_SIZE(object)), 0};
-  throw py::type_error("text " + std::to_string(number) + " is " + Py_TYPE(object)->tp_name + ", not str or bytes");
-}
-
-// The ids of one text into work.reversed; returns its number of characters.
-size_t encode_text(const jmed::Unigram& model, const Text& text, jmed::Family family, jmed::Workspace& work) {
-  switch (text.bytes_per_character) {
-    case 1: model.encode(static_cast<const uint8_t*>(text.data), text.length, family, work); return text.length;
-    case 2: model.encode(static_cast<const uint16_t*>(text.data), text.length, family, work); return text.length;
-    case 4: model.encode(static_cast<const uint32_t*>(text.data), text.length, family, work); return text.length;
-    default:
-      jmed::decode_utf8(static_cast<const uint8_t*>(text.data), text.length, work.points);
-      model.encode(work.points.data(), work.points.size(), family, work);
-      return work.points.size();
-  }
-}
-
-template <class Value>
-py::array_t<Value> as_array(std::vector<Value>&& values) {
-  auto* kept = new std::vector<Value>(std::move(values));
-  const py::capsule owner(kept, [](void* pointer) { delete static_cast<std::vector<Value>*>(pointer); });
-  return py::array_t<Value>(static_cast<py::ssize_t>(kept->size()), kept->data(), owner);
-}
-
-template <class Id>
-py::tuple encode_all(const jmed::Unigram& model, const std::vector<Text>& texts, const std::vector<int32_t>& before,
-                     const std::vector<int32_t>& after, jmed::Family family) {
-  std::vector<Id> ids;
-  std::vector<int32_t> lengths;
-  std::vector<int64_t> characters;
-  {
-    const py::gil_scoped_release unlocked;
-    jmed::Workspace work;
-    lengths.reserve(texts.size());
-    characters.reserve(texts.size());
-    for (size_t number = 0; number < texts.size(); ++number) {
-      const size_t begin = ids.size();
-      try {
-        characters.push_back(static_cast<int64_t>(encode_text(model, texts[number], family, work)));
-      } catch (const std::invalid_argument& error) {
-        throw std::invalid_argument("text " + std::to_string(number) + " holds " + error.what());
-      }
-      if (!work.reversed.empty()) {
-        ids.insert(ids.end(), before.begin(), before.end());
-        ids.insert(ids.end(), work.reversed.rbegin(), work.reversed.rend());
-        ids.insert(ids.end(), after.begin(), after.end());
-      }
-      if (ids.size() - begin > INT32_MAX) throw std::invalid_argument("text " + std::to_string(number) + " has over 2^31 ids");
-      lengths.push_back(static_cast<int32_t>(ids.size() - begin));
-    }
-  }
-  return py::make_tuple(as_array(std::move(ids)), as_array(std::move(lengths)), as_array(std::move(characters)));
-}
-
-py::tuple encode(const jmed::Unigram& model, const py::list& list, const std::vector<int32_t>& before,
-                 const std::vector<int32_t>& after, bool uint16, bool double_sums) {
-  const py::tuple held(list);  // another thread may change the list meanwhile
-  std::vector<Text> texts;
-  texts.reserve(held.size());
-  for (const py::handle object : held) texts.push_back(text_of(object.ptr(), texts.size()));
-  if (uint16 && model.num_pieces() > 65536) throw std::invalid_argument("ids of this model do not fit into uint16");
-  const jmed::Family family = double_sums ? jmed::Family::kDouble : jmed::Family::kFloat;
-  return uint16 ? encode_all<uint16_t>(model, texts, before, after, family)
-                : encode_all<int32_t>(model, texts, before, after, family);
-}
 
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
-  module.doc() = "Native core of the text world: exact SentencePiece unigram encoding.";
+  module.doc() = "Native core of the text world.";
   module.attr("VERSION") = kVersion;
-  py::register_exception<jmed::Unsupported>(module, "Unsupported", PyExc_ValueError);
-  py::class_<jmed::Unigram>(module, "Unigram")
-      .def(py::init([](const py::bytes& file) { return jmed::Unigram(jmed::read_model(std::string_view(file))); }))
-      .def_property_readonly("num_pieces", &jmed::Unigram::num_pieces)
-      .def_property_readonly("num_states", &jmed::Unigram::num_states)
-      .def("encode", &encode, py::arg("texts"), py::kw_only(), py::arg("before") = std::vector<int32_t>{},
-           py::arg("after") = std::vector<int32_t>{}, py::arg("uint16") = false, py::arg("double_sums") = false,
-           "(ids of all texts end to end, number of ids of each, number of characters of each); an empty text gives none.");
+  jmed::bind_unigram(module);
 }
