@@ -14,20 +14,24 @@
 //   - Family::kDouble, sentencepiece up to 0.2.1: each candidate is summed and compared in double against the float that
 //     is kept, without a shift; so a candidate equal to the kept one before rounding may replace it;
 //   - user-defined pieces score 0.1 * (bytes - 1) in the first family and a constant near -0.1 in the second.
+// Words that came before are passed in one step (see known_words.hpp); the ids are those of one search over all.
 // Invariant: a text's ids depend on that text alone.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "model_file.hpp"
+#include "known_words.hpp"
 #include "text.hpp"
 #include "trie.hpp"
 
@@ -43,16 +47,18 @@ constexpr uint32_t kSpaceSymbol = 0x2581;
 constexpr float kUnknownPenalty = 10.0f;
 constexpr float kShiftBeyond = 100000.0f;
 
-// Memory that the texts of one call share.
+// Memory that texts share, one after the other; of one thread at a time.
 struct Workspace {
   struct Best {
     float score;
     int32_t id;  // the piece that ends here on the best way, or -1: nothing ends here yet
   };
+  std::vector<uint32_t> points;
   std::vector<uint16_t> ranks;
   std::vector<Best> best;
-  std::vector<uint32_t> points;
   std::vector<int32_t> reversed;
+  Family family = Family::kFloat;  // of the table
+  WordTable known;
 };
 
 class Unigram {
@@ -64,23 +70,29 @@ class Unigram {
     std::vector<TrieKey> keys;
     for (size_t id = 0; id < points.size(); ++id)
       if (!points[id].empty()) keys.push_back({ranks_of(points[id]), static_cast<int32_t>(id), scores_[id]});
+    for (const TrieKey& key : keys)
+      for (size_t i = 1; i < key.ranks.size(); ++i) neighbours_.add(key.ranks[i - 1], key.ranks[i]);
+    for (const TrieKey& key : keys) keeps_words_ &= std::fabs(key.score) * WordKey::kMaxCharacters < kRoom;
     states_ = TrieBuilder(std::move(keys), num_ranks).build();
   }
 
   size_t num_pieces() const { return piece_characters_.size(); }
   size_t num_states() const { return states_.size(); }
 
-  // The ids of one text, last first, in work.reversed; throws std::invalid_argument on a lone surrogate.
-  template <class Character>
-  void encode(const Character* text, size_t num_characters, Family family, Workspace& work) const {
-    work.reversed.clear();
+  // Appends the ids of one text to `out`; throws std::invalid_argument on a lone surrogate.
+  template <class Character, class Id>
+  void encode(const Character* text, size_t num_characters, Family family, Workspace& work, std::vector<Id>& out) const {
     if (num_characters == 0) return;
-    prepare(text, num_characters, work);
+    if (work.family != family) {
+      work.known.clear();
+      work.family = family;
+    }
+    const size_t num = prepare(text, num_characters, work);
     if (family == Family::kFloat)
-      find_best<Family::kFloat>(num_characters + dummy_prefix_, work);
+      find_best<Family::kFloat>(num, work);
     else
-      find_best<Family::kDouble>(num_characters + dummy_prefix_, work);
-    trace_back(text, num_characters + dummy_prefix_, work);
+      find_best<Family::kDouble>(num, work);
+    trace_back(text, num, work, out);
   }
 
  private:
@@ -154,26 +166,31 @@ class Unigram {
     return ranks;
   }
 
+  // Fills ranks and clears best; returns the number of characters with the prefix.
   template <class Character>
-  void prepare(const Character* text, size_t num_characters, Workspace& work) const {
+  size_t prepare(const Character* text, size_t num_characters, Workspace& work) const {
     const size_t num = num_characters + dummy_prefix_;
     if (work.best.size() < num + 1) {
       work.best.resize(num + 1);
-      work.ranks.resize(num + kLookAhead + 2);
+      work.ranks.resize(num + WordKey::kMaxCharacters);
     }
     uint16_t* rank = work.ranks.data();
     if (dummy_prefix_) *rank++ = rank_of_[kSpaceSymbol];
     for (size_t i = 0; i < num_characters; ++i) rank[i] = rank_of_[static_cast<uint32_t>(text[i])];
     std::fill(rank + num_characters, rank + num_characters + kLookAhead + 1, uint16_t{0});
     std::fill(work.best.begin(), work.best.begin() + static_cast<ptrdiff_t>(num) + 1, Workspace::Best{0, -1});
+    return num;
   }
 
+  // Viterbi: fills work.best at the end of each piece of the best way, and at other places; words that the table holds
+  // are passed in one step.
   template <Family family>
   void find_best(size_t num, Workspace& work) const {
     using Score = std::conditional_t<family == Family::kFloat, float, double>;
     const State* const states = states_.data();
     const uint16_t* const ranks = work.ranks.data();
     Workspace::Best* const best = work.best.data();
+    const uint16_t space = rank_of_[kSpaceSymbol];
     const auto offer = [](Workspace::Best& target, Score score, int32_t id) {
       if (target.id < 0 || score > static_cast<Score>(target.score)) target = {static_cast<float>(score), id};
     };
@@ -186,24 +203,72 @@ class Unigram {
         for (size_t j = i; j <= std::max(i, furthest); ++j)
           if (j == i || best[j].id >= 0) best[j].score -= shift;
       }
-      const float here = best[i].score;
-      int32_t at = ranks[i];
-      const State* state = &states[at];
-      size_t end = i + 1;
-      if (state->id >= 0)
-        offer(best[end], score_of<Score>(*state) + here, state->id);
-      else
-        offer(best[end], unknown_score_ + here, unknown_id_);
-      while (state->base && end < num) {
-        const int32_t next = state->base + ranks[end];
-        state = &states[next];
-        if (state->check != at) break;
-        at = next;
-        ++end;
-        if (state->id >= 0) offer(best[end], score_of<Score>(*state) + here, state->id);
+      if (ranks[i] == space && (i == 0 || !neighbours_.may_share_a_piece(ranks[i - 1], space))) {
+        if (const size_t passed = pass_word<family>(i, num, work)) {
+          i += passed - 1;
+          continue;
+        }
       }
+      const float here = best[i].score;
+      if (states[ranks[i]].id < 0) offer(best[i + 1], unknown_score_ + here, unknown_id_);
+      const size_t end = each_piece(ranks, i, num, [&](size_t end, const State& state) {
+        offer(best[end], score_of<Score>(state) + here, state.id);
+      });
       furthest = std::max(furthest, end);
     }
+  }
+
+  // The length of the word that begins here if the table holds it, with best[] filled; else 0.
+  template <Family family>
+  size_t pass_word(size_t begin, size_t num, Workspace& work) const {
+    const uint16_t* const ranks = work.ranks.data() + begin;
+    size_t length = 1;
+    while (begin + length < num && neighbours_.may_share_a_piece(ranks[length - 1], ranks[length]))
+      if (++length > WordKey::kMaxCharacters) return 0;
+    if (length < kMinKept) return 0;
+    KnownWord& word = work.known.at(WordKey::hash(ranks, length));
+    Workspace::Best* const best = work.best.data() + begin;
+    float sum = best[0].score;
+    if (!word.holds(ranks, length)) {
+      meet<family>(word, ranks, length);
+      return 0;
+    }
+    if (std::fabs(sum) > limit_of<family>(word)) return 0;
+    for (size_t i = 0; i < word.num_pieces; ++i) {
+      sum = plus<family>(sum, word.ids[i]);
+      best[word.ends[i]] = {sum, word.ids[i]};
+    }
+    return length;
+  }
+
+  template <Family family>
+  static float limit_of(const KnownWord& pieces) {
+    return family == Family::kFloat ? std::min(pieces.limit, kShiftBeyond - kRoom) : pieces.limit;
+  }
+
+  template <Family family>
+  float plus(float sum, int32_t id) const {
+    if constexpr (family == Family::kFloat) return scores_[id] + sum;
+    return static_cast<float>(old_scores_[id] + static_cast<double>(sum));
+  }
+
+  // Calls found(end, state) for each piece that begins at ranks[begin], shorter ones first; returns how far the trie goes.
+  template <class Found>
+  size_t each_piece(const uint16_t* ranks, size_t begin, size_t num, Found found) const {
+    const State* const states = states_.data();
+    int32_t at = ranks[begin];
+    const State* state = &states[at];
+    size_t end = begin + 1;
+    if (state->id >= 0) found(end, *state);
+    while (state->base && end < num) {
+      const int32_t next = state->base + ranks[end];
+      state = &states[next];
+      if (state->check != at) break;
+      at = next;
+      ++end;
+      if (state->id >= 0) found(end, *state);
+    }
+    return end;
   }
 
   template <class Score>
@@ -212,13 +277,62 @@ class Unigram {
     return static_cast<Score>(old_scores_[state.id]);
   }
 
-  template <class Character>
-  void trace_back(const Character* text, size_t num, Workspace& work) const {
-    std::vector<int32_t>& out = work.reversed;
+  // Notes a word that the table does not hold, and keeps it at the second meeting: most new ones never come again.
+  template <Family family>
+  void meet(KnownWord& slot, const uint16_t* ranks, size_t num) const {
+    const uint16_t tag = static_cast<uint16_t>(ranks[1] * 31 + ranks[num - 1] * 7 + num) | 1;
+    if (slot.last_missed == tag) slot = two_best<family>(ranks, num);
+    slot.last_missed = tag;
+  }
+
+  // The best way through a stretch and by how much it beats the next best one, without rounding that matters.
+  template <Family family>
+  KnownWord two_best(const uint16_t* ranks, size_t num) const {
+    constexpr double kNone = -1e300;
+    double best[WordKey::kMaxCharacters + 1], second[WordKey::kMaxCharacters + 1];
+    int32_t ids[WordKey::kMaxCharacters + 1];
+    std::fill(best, best + num + 1, kNone);
+    std::fill(second, second + num + 1, kNone);
+    best[0] = 0;
+    bool all_known = keeps_words_;
+    for (size_t i = 0; i < num; ++i) {
+      all_known &= states_[ranks[i]].id >= 0;
+      each_piece(ranks, i, num, [&](size_t end, const State& state) {
+        const double score = family == Family::kFloat ? static_cast<double>(scores_[state.id]) : old_scores_[state.id];
+        if (best[i] + score > best[end]) {
+          second[end] = std::max(best[end], second[i] + score);
+          best[end] = best[i] + score;
+          ids[end] = state.id;
+        } else {
+          second[end] = std::max(second[end], best[i] + score);
+        }
+      });
+    }
+    KnownWord made;
+    made.num_characters = static_cast<uint8_t>(num);
+    for (size_t i = 0; i < WordKey::num_numbers(num); ++i) made.key[i] = WordKey::number(ranks, num, i);
+    if (!all_known) return made;
+    size_t num_pieces = 0;
+    for (size_t end = num; end > 0; end -= piece_characters_[ids[end]]) ++num_pieces;
+    if (num_pieces > KnownWord::kMaxPieces) return made;
+    made.num_pieces = static_cast<uint8_t>(num_pieces);
+    for (size_t end = num; end > 0; end -= piece_characters_[ids[end]]) {
+      made.ids[--num_pieces] = ids[end];
+      made.ends[num_pieces] = static_cast<uint8_t>(end);
+    }
+    made.limit = safe_limit(best[num] - second[num], num);
+    return made;
+  }
+
+  // Appends the ids of the best way to `out`.
+  template <class Character, class Id>
+  void trace_back(const Character* text, size_t num, Workspace& work, std::vector<Id>& out) const {
+    std::vector<int32_t>& reversed = work.reversed;
+    reversed.clear();
     for (size_t end = num; end > 0;) {
       const int32_t id = work.best[end].id;
       if (id != unknown_id_) {
-        out.push_back(id);
+        reversed.push_back(id);
         end -= piece_characters_[id];
         continue;
       }
@@ -227,15 +341,16 @@ class Unigram {
       if (is_surrogate(point)) throw std::invalid_argument("a lone surrogate, which UTF-8 cannot hold");
       if (byte_fallback_) {
         uint8_t bytes[4];
-        for (int b = encode_one(point == ' ' ? kSpaceSymbol : point, bytes); b > 0;) out.push_back(byte_ids_[bytes[--b]]);
-      } else if (out.empty() || out.back() != unknown_id_) {
-        out.push_back(id);
+        for (int b = encode_one(point == ' ' ? kSpaceSymbol : point, bytes); b > 0;) reversed.push_back(byte_ids_[bytes[--b]]);
+      } else if (reversed.empty() || reversed.back() != unknown_id_) {
+        reversed.push_back(id);
       }
     }
+    out.insert(out.end(), reversed.rbegin(), reversed.rend());
   }
 
-  static constexpr size_t kLookAhead = 6;
-  bool dummy_prefix_, byte_fallback_;
+  static constexpr size_t kMinKept = 3, kLookAhead = 6;
+  bool dummy_prefix_, byte_fallback_, keeps_words_ = true;
   float unknown_score_ = 0;
   int32_t unknown_id_ = -1;
   std::vector<int32_t> byte_ids_;
@@ -244,6 +359,7 @@ class Unigram {
   std::vector<double> old_scores_;
   std::vector<uint16_t> rank_of_;
   std::vector<State> states_;
+  Neighbours neighbours_;
 };
 
 }  // namespace jmed

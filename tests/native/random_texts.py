@@ -28,7 +28,9 @@ class RandomTexts:
         self.pieces = pieces
         kinds = (self.any_characters, self.supplementary, self.one_script, self.pieces_in_a_row, self.cut_pieces, self.run,
                  self.controls, self.literals, self.mixture)
-        self.kinds = (*kinds, self.malformed)
+        self.kinds = (*kinds, self.sentence, self.malformed)
+        # Words that return, as they do in real text: the core keeps them, and must give what a new search would give.
+        self.words = ["".join(self.rng.choices(pieces, k=self.rng.randrange(1, 5)))[:24].replace("▁", "") for _ in range(3000)]
 
     def __iter__(self) -> Iterator[str | bytes]:
         while True:
@@ -59,6 +61,10 @@ class RandomTexts:
     def run(self) -> str:
         unit = self.rng.choice((self.rng.choice(self.pieces), self.any_characters()[:1], self.rng.choice(LITERALS)))
         return unit * (20_000 // max(1, len(unit)) if self.rng.random() < 0.001 else self.size() * 4)
+
+    def sentence(self) -> str:
+        num = 20_000 if self.rng.random() < 0.0005 else self.size()
+        return self.rng.choice((" ", " ", "  ", "▁", "\n ")).join(self.rng.choices(self.words, k=num))
 
     def controls(self) -> str:
         return self.points(0, 0x20) + self.points(0x7F, 0xA0)

@@ -88,6 +88,23 @@ def test_very_long_texts_pass_the_score_limit(train) -> None:
     assert split(ids, lengths) == processor.encode(texts)
 
 
+TIES = {"byte_fallback": False, "user_defined_symbols": ["aa", "a", "blood "]}
+
+
+@pytest.mark.parametrize("changes", [{}, TIES], ids=["llmjp", "ties"])
+def test_kept_words_have_the_ids_of_a_new_search_at_any_sum(changes, train, example_texts) -> None:
+    model = train(**changes)
+    words = [word for text in example_texts for word in text.split() if word.isascii()][:300]
+    texts = [" ".join(words * times) for times in (3, 30, 60)]
+    texts += ["\ue000" * 8000 + " " + texts[1], " ".join(["aab" * 3] * 999)]
+    for double in (False, True):
+        kept = native._core.Unigram(model.read_bytes())
+        for text in (*texts, *texts):
+            alone = native._core.Unigram(model.read_bytes())
+            assert split(*kept.encode([text], double_sums=double)[:2]) == split(*alone.encode([text], double_sums=double)[:2])
+    assert split(*kept.encode(texts)[:2]) == sentencepiece.SentencePieceProcessor(model_file=str(model)).encode(texts)
+
+
 def test_the_double_family_differs_only_at_ties_and_long_texts(shared_data) -> None:
     """Against sentencepiece 0.2.1 itself it is compared in benchmarks/tokenizer.md; here it must not be the float one."""
     model = shared_data / "tokenizer" / MODELS[0]
