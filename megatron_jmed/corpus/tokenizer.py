@@ -120,6 +120,19 @@ class Encoder:
             return tokens, lengths
         return self._join(self._reference(texts))
 
+    def encode_lines(self, block: bytes, text_field: str) -> tuple[np.ndarray, np.ndarray, list[tuple]] | None:
+        """Encode the documents of whole JSON lines without making Python objects of them, if all of them are plain ones.
+
+        Returns (ids, number of ids of each, (source, lang, documents, characters, ids) of each group), sources and
+        languages that are not said being empty; None if a line needs a closer look, or if this is not the native engine.
+        """
+        if not self._native or text_field in ("id", "source", "lang"):
+            return None
+        wide, double = self.dtype.itemsize > 2, self.family == "double"
+        return self._native.encode_lines(
+            block, text_field, before=self.before, after=self.after, uint16=not wide, double_sums=double
+        )
+
     def _reference(self, texts: list[str]) -> list[np.ndarray]:
         return self.processor.encode(texts, out_type="numpy", num_threads=1)
 

@@ -21,7 +21,7 @@ import orjson
 from pydantic import JsonValue, TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from megatron_jmed.corpus.document import BadRecord, Document, RemovedRecords, parse_batch
+from megatron_jmed.corpus.document import UNKNOWN, BadRecord, Document, RemovedRecords, parse_batch
 from megatron_jmed.corpus.indexed import TokenWriter, read_index
 from megatron_jmed.corpus.manifest import (
     PARTIAL_NAME,
@@ -208,6 +208,14 @@ class _EncodedBatch:
 
 def _encode(batch: RawBatch, settings: TokenizeSettings, encoder: Encoder) -> _EncodedBatch:
     """Parse one raw batch and encode its documents; a document that gives no token is a bad record."""
+    if batch.kind == "jsonl" and (encoded := encoder.encode_lines(batch.payload, settings.text_field)):
+        tokens, lengths, counted = encoded
+        groups = {
+            (source or UNKNOWN, lang or UNKNOWN): GroupCounts(documents=num, characters=characters, tokens=num_tokens)
+            for source, lang, num, characters, num_tokens in counted
+        }
+        if len(groups) == len(counted):  # else a source is called "unknown" and another not at all
+            return _EncodedBatch(tokens, lengths, groups, [], batch.input_bytes)
     records = list(parse_batch(batch, settings.text_field))
     tokens, lengths = encoder.encode([record.text for record in records if isinstance(record, Document)])
     bad, groups, num_ids = [], {}, iter(lengths.tolist())

@@ -55,6 +55,7 @@ struct Workspace {
   };
   std::vector<uint32_t> points;
   std::vector<uint16_t> ranks;
+  std::vector<uint8_t> joined;  // whether a piece may hold this character and the one before
   std::vector<Best> best;
   std::vector<int32_t> reversed;
   Family family = Family::kFloat;  // of the table
@@ -172,12 +173,16 @@ class Unigram {
     const size_t num = num_characters + dummy_prefix_;
     if (work.best.size() < num + 1) {
       work.best.resize(num + 1);
+      work.joined.resize(num + 1);
       work.ranks.resize(num + WordKey::kMaxCharacters);
     }
     uint16_t* rank = work.ranks.data();
     if (dummy_prefix_) *rank++ = rank_of_[kSpaceSymbol];
     for (size_t i = 0; i < num_characters; ++i) rank[i] = rank_of_[static_cast<uint32_t>(text[i])];
     std::fill(rank + num_characters, rank + num_characters + kLookAhead + 1, uint16_t{0});
+    const uint16_t* const ranks = work.ranks.data();
+    for (size_t i = 1; i < num; ++i) work.joined[i] = neighbours_.may_share_a_piece(ranks[i - 1], ranks[i]);
+    work.joined[num] = 0;
     std::fill(work.best.begin(), work.best.begin() + static_cast<ptrdiff_t>(num) + 1, Workspace::Best{0, -1});
     return num;
   }
@@ -190,6 +195,7 @@ class Unigram {
     const State* const states = states_.data();
     const uint16_t* const ranks = work.ranks.data();
     Workspace::Best* const best = work.best.data();
+    const uint8_t* const joined = work.joined.data();
     const uint16_t space = rank_of_[kSpaceSymbol];
     const auto offer = [](Workspace::Best& target, Score score, int32_t id) {
       if (target.id < 0 || score > static_cast<Score>(target.score)) target = {static_cast<float>(score), id};
@@ -203,7 +209,7 @@ class Unigram {
         for (size_t j = i; j <= std::max(i, furthest); ++j)
           if (j == i || best[j].id >= 0) best[j].score -= shift;
       }
-      if (ranks[i] == space && (i == 0 || !neighbours_.may_share_a_piece(ranks[i - 1], space))) {
+      if (ranks[i] == space && (i == 0 || !joined[i])) {
         if (const size_t passed = pass_word<family>(i, num, work)) {
           i += passed - 1;
           continue;
@@ -211,7 +217,7 @@ class Unigram {
       }
       const float here = best[i].score;
       if (states[ranks[i]].id < 0) offer(best[i + 1], unknown_score_ + here, unknown_id_);
-      const size_t end = each_piece(ranks, i, num, [&](size_t end, const State& state) {
+      const size_t end = each_piece(ranks, i, [joined](size_t end) { return joined[end]; }, [&](size_t end, const State& state) {
         offer(best[end], score_of<Score>(state) + here, state.id);
       });
       furthest = std::max(furthest, end);
@@ -223,7 +229,7 @@ class Unigram {
   size_t pass_word(size_t begin, size_t num, Workspace& work) const {
     const uint16_t* const ranks = work.ranks.data() + begin;
     size_t length = 1;
-    while (begin + length < num && neighbours_.may_share_a_piece(ranks[length - 1], ranks[length]))
+    while (work.joined[begin + length])
       if (++length > WordKey::kMaxCharacters) return 0;
     if (length < kMinKept) return 0;
     KnownWord& word = work.known.at(WordKey::hash(ranks, length));
@@ -253,14 +259,14 @@ class Unigram {
   }
 
   // Calls found(end, state) for each piece that begins at ranks[begin], shorter ones first; returns how far the trie goes.
-  template <class Found>
-  size_t each_piece(const uint16_t* ranks, size_t begin, size_t num, Found found) const {
+  template <class GoesOn, class Found>
+  size_t each_piece(const uint16_t* ranks, size_t begin, GoesOn goes_on, Found found) const {
     const State* const states = states_.data();
     int32_t at = ranks[begin];
     const State* state = &states[at];
     size_t end = begin + 1;
     if (state->id >= 0) found(end, *state);
-    while (state->base && end < num) {
+    while (goes_on(end) && state->base) {
       const int32_t next = state->base + ranks[end];
       state = &states[next];
       if (state->check != at) break;
@@ -297,7 +303,7 @@ class Unigram {
     bool all_known = keeps_words_;
     for (size_t i = 0; i < num; ++i) {
       all_known &= states_[ranks[i]].id >= 0;
-      each_piece(ranks, i, num, [&](size_t end, const State& state) {
+      each_piece(ranks, i, [num](size_t end) { return end < num; }, [&](size_t end, const State& state) {
         const double score = family == Family::kFloat ? static_cast<double>(scores_[state.id]) : old_scores_[state.id];
         if (best[i] + score > best[end]) {
           second[end] = std::max(best[end], second[i] + score);
