@@ -172,14 +172,14 @@ def read_batches(source: Source, text_field: str = "text", fields: tuple[str, ..
 
 
 def _read_jsonl(path: Path, name: str) -> Iterator[RawBatch]:
-    line, consumed = 1, 0
+    consumed = 0
     with open(path, "rb") as stream:
-        for payload in _whole_lines(_decompressed(stream, path), name, first_line=1):
+        for line, payload in _whole_lines(_decompressed(stream, path), name):
             if line == 1:
                 payload = payload.removeprefix(BYTE_ORDER_MARK)
             position = stream.tell()
             yield RawBatch(name, line, "jsonl", payload, position - consumed)
-            line, consumed = line + payload.count(b"\n"), position
+            consumed = position
 
 
 def _read_text(path: Path, name: str) -> RawBatch:
@@ -235,16 +235,16 @@ def _zstd_chunks(stream: BinaryIO, path: Path) -> Iterator[bytes]:
         raise CorpusError(f"{path} is truncated: the zstd frame does not end within its {path.stat().st_size} bytes")
 
 
-def _whole_lines(chunks: Iterator[bytes], name: str, first_line: int) -> Iterator[bytes]:
-    """Regroup pieces into blocks of about BATCH_BYTES that end at a line's end."""
+def _whole_lines(chunks: Iterator[bytes], name: str) -> Iterator[tuple[int, bytes]]:
+    """Regroup pieces into blocks of about BATCH_BYTES that end at a line's end; each with the number of its first line."""
     pending: list[bytes] = []
-    num_bytes, line = 0, first_line
+    num_bytes, line = 0, 1
     for chunk in chunks:
         cut = chunk.rfind(b"\n") + 1
         if cut and num_bytes + cut >= BATCH_BYTES:
             block = b"".join([*pending, chunk[:cut]])
+            yield line, block
             line += block.count(b"\n")
-            yield block
             pending, num_bytes = [], 0
             chunk = chunk[cut:]
         pending.append(chunk)
@@ -254,7 +254,7 @@ def _whole_lines(chunks: Iterator[bytes], name: str, first_line: int) -> Iterato
                 f"{name}:{line}: a record is longer than {MAX_RECORD_BYTES} bytes; is this one JSON object per line?"
             )
     if rest := b"".join(pending):
-        yield rest
+        yield line, rest
 
 
 # ---- Parquet
