@@ -22,11 +22,11 @@ written, and Japanese punctuation *is* full width. So:
 """
 
 import re
+import string
 import unicodedata
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from pydantic.dataclasses import dataclass as validated
 from megatron_jmed.corpus.document import UNKNOWN, Document
 from megatron_jmed.corpus.language import LANGUAGES, LETTERS, find_language, sample
 from megatron_jmed.corpus.manifest import Manifest
+from megatron_jmed.corpus.scan import EDGE, counter, finder, num_different_pieces
 from megatron_jmed.corpus.stage import Kept, Removed, Transform, run_stage
 from megatron_jmed.errors import CorpusError
 
@@ -97,7 +98,9 @@ def clean_document(document: Document, settings: CleanSettings) -> Kept | Remove
     for rule in settings.rules or RULES:
         if detail := RULES[rule](look):
             return Removed(document, rule, detail)
-    return Kept(replace(document, text=text, lang=lang, meta=meta), counts)
+    if text is document.text and lang == document.lang:
+        return Kept(document, counts)
+    return Kept(Document(document.id, text, document.source, lang, meta), counts)
 
 
 def _word(lang: str) -> str:
@@ -106,6 +109,7 @@ def _word(lang: str) -> str:
 
 # ---- spelling
 
+LINE_SPACE = " \t\u3000"
 NOT_COMPATIBILITY_IDEOGRAPHS = re.compile("[^\uf900-\ufaff\U0002f800-\U0002fa1f]+")
 LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 CONTROLS = re.compile(
@@ -137,7 +141,7 @@ def _half_width(text: str) -> str:
 
 def _blank_space(text: str) -> str:
     # Not a pattern: one for white space before line ends takes quadratic time on a line of spaces.
-    return BLANK_LINES.sub("\n\n", "\n".join([line.rstrip(" \t\u3000") for line in text.split("\n")])).strip("\n")
+    return BLANK_LINES.sub("\n\n", "\n".join([line.rstrip(LINE_SPACE) for line in text.split("\n")])).strip("\n")
 
 
 SPELLING: dict[str, Callable[[str], str]] = {
@@ -152,11 +156,52 @@ SPELLING: dict[str, Callable[[str], str]] = {
 }
 
 
+def _not_surely_nfc() -> str:
+    """The set of characters without which a text is in NFC (Unicode Standard Annex 15: quick check is Yes, class is 0)."""
+    points = [chr(point) for point in range(0x30000)]  # no other plane holds any
+    decomposed = (unicodedata.decomposition(one).split() for one in points)
+    second = {chr(int(parts[1], 16)) for parts in decomposed if len(parts) == 2 and parts[0][0] != "<"}
+    second.update(chr(jamo) for jamo in (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)))  # Hangul composes by a rule
+    doubtful = (one for one in points if unicodedata.combining(one) or one in second or not unicodedata.is_normalized("NFC", one))
+    return f"[{''.join(doubtful)}]"
+
+
+# What must be in the text that comes for a step to change anything; no step makes what an earlier one looks for.
+MAY_CHANGE = counter(
+    {
+        "line_ends": "[\r\x0b\x0c\x85\u2028\u2029]",
+        "controls": CONTROLS.pattern.removesuffix("+"),
+        "spaces": SPACES.pattern,
+        "half_width_katakana": HALF_WIDTH_KATAKANA.pattern.removesuffix("+"),
+        "full_width_letters": "[０-９Ａ-Ｚａ-ｚ．，]",
+        "nfc": _not_surely_nfc(),
+        "wave_dash": "～",
+        "space_at_line_end": (f"[{LINE_SPACE}]", "\n"),
+        "space_at_end": (f"[{LINE_SPACE}]", EDGE),
+        "blank_lines": ("\n", "\n"),
+        "blank_line_at_start": (EDGE, "\n"),
+        "blank_line_at_end": ("\n", EDGE),
+    }
+)
+
+
+def _steps(text: str) -> Iterator[str]:
+    """Yield the steps of SPELLING that may change a text."""
+    seen = MAY_CHANGE(text)
+    *one_by_one, last = SPELLING
+    if any(seen[: len(one_by_one)]):
+        yield from (step for step in one_by_one if getattr(seen, step))
+    # Where the first three find something, lines and spaces are not yet what they will be.
+    unsettled = seen.line_ends or seen.controls or seen.spaces or seen.space_at_line_end or seen.space_at_end
+    if unsettled or seen.blank_line_at_start or seen.blank_line_at_end or (seen.blank_lines and "\n\n\n" in text):
+        yield last
+
+
 def normalise(text: str) -> tuple[str, dict[str, int]]:
     """The text in one spelling, and which steps of SPELLING changed it."""
     counts = {}
-    for name, change in SPELLING.items():
-        before, text = text, change(text)
+    for name in _steps(text):
+        before, text = text, SPELLING[name](text)
         if text != before:
             counts[f"changed_{name}"] = 1
     return text, counts
@@ -165,44 +210,81 @@ def normalise(text: str) -> tuple[str, dict[str, int]]:
 # ---- boilerplate: lines that are nothing but the page's furniture
 
 MAX_BOILERPLATE_CHARACTERS = 120
-BOILERPLATE = (
-    r"(続きを|もっと)(読む|見る)",
-    r"(この)?(ページ|記事)の?(先頭|上部|トップ|TOP)[へに](戻る)?",
-    r"(ホーム|トップ(ページ)?|一覧|目次)[へに]戻る",
-    r"(前|次)の(ページ|記事)([へに](戻る|進む)?)?",
-    r"(本文|メイン ?コンテンツ|コンテンツ)[へに]?(移動|スキップ)(する)?",
-    r"(この(ページ|記事)を)?(印刷|シェア|ツイート|ブックマーク)する",
-    r"(サイトマップ|プライバシー ?ポリシー|個人情報保護方針|利用規約|クッキーポリシー|スポンサー(ド)?リンク)",
-    r"(お問い?合わ?せ|資料請求|ログイン|新規(会員)?登録|会員登録)は(こちら|コチラ)(から)?",
-    r".{0,60}(無断(転載|複製|使用).{0,20}(禁止|禁じ|お断り).{0,10})",
-    r"((copyright|©|\(c\))[ ,]*)+(©|\(c\)|\d{4}|by\b).{0,100}",
-    r".{0,80}all rights reserved\.?",
-    r"skip to (the )?(main )?(content|navigation)",
-    r"(back|return|go) to (the )?top( of (the )?page)?",
-    r"(share|print|bookmark|email|tweet) this( page| article)?",
-    r"(click here|read more|learn more|continue reading|show more|see more)( (to|about|on) .{1,60})?",
-    r"(privacy policy|terms (of (use|service)|(and|&) conditions)|cookie (policy|settings|preferences)|site ?map)",
-    r"(subscribe|sign up)( now| here)? (to|for) (our|the) .{0,40}(newsletter|mailing list|updates)",
-    r"(follow|find|like) us on .{1,40}",
-    r"(this (site|website)|we) uses? cookies.{0,80}",
-    r"(advertisement|sponsored (content|links?)|loading(\.\.\.|…)?)",
-)
+# Each pattern with words of which one is in every line that it matches, in lower case: it is tried on such lines only.
+BOILERPLATE: dict[str, tuple[str, ...]] = {
+    r"(続きを|もっと)(読む|見る)": ("続きを読む", "続きを見る", "もっと読む", "もっと見る"),
+    r"(この)?(ページ|記事)の?(先頭|上部|トップ|TOP)[へに](戻る)?": (
+        *("先頭へ", "先頭に", "上部へ", "上部に", "トップへ", "トップに", "topへ", "topに"),
+    ),
+    r"(ホーム|トップ(ページ)?|一覧|目次)[へに]戻る": ("へ戻る", "に戻る"),
+    r"(前|次)の(ページ|記事)([へに](戻る|進む)?)?": ("前のページ", "次のページ", "前の記事", "次の記事"),
+    r"(本文|メイン ?コンテンツ|コンテンツ)[へに]?(移動|スキップ)(する)?": (
+        *("本文移動", "本文へ移動", "本文に移動", "本文スキップ", "本文へスキップ", "本文にスキップ"),
+        *("コンテンツ移動", "コンテンツへ移動", "コンテンツに移動"),
+        *("コンテンツスキップ", "コンテンツへスキップ", "コンテンツにスキップ"),
+    ),
+    r"(この(ページ|記事)を)?(印刷|シェア|ツイート|ブックマーク)する": (
+        *("印刷する", "シェアする", "ツイートする", "ブックマークする"),
+    ),
+    r"(サイトマップ|プライバシー ?ポリシー|個人情報保護方針|利用規約|クッキーポリシー|スポンサー(ド)?リンク)": (
+        *("サイトマップ", "プライバシーポリシー", "プライバシー ポリシー", "個人情報保護方針", "利用規約", "クッキーポリシー"),
+        *("スポンサーリンク", "スポンサードリンク"),
+    ),
+    r"(お問い?合わ?せ|資料請求|ログイン|新規(会員)?登録|会員登録)は(こちら|コチラ)(から)?": ("はこちら", "はコチラ"),
+    r".{0,60}(無断(転載|複製|使用).{0,20}(禁止|禁じ|お断り).{0,10})": ("無断転載", "無断複製", "無断使用"),
+    r"((copyright|©|\(c\))[ ,]*)+(©|\(c\)|\d{4}|by\b).{0,100}": ("copyright", "©", "(c)"),
+    r".{0,80}all rights reserved\.?": ("all rights reserved",),
+    r"skip to (the )?(main )?(content|navigation)": ("skip to ",),
+    r"(back|return|go) to (the )?top( of (the )?page)?": ("to top", "to the top"),
+    r"(share|print|bookmark|email|tweet) this( page| article)?": (
+        *("share this", "print this", "bookmark this", "email this", "tweet this"),
+    ),
+    r"(click here|read more|learn more|continue reading|show more|see more)( (to|about|on) .{1,60})?": (
+        *("click here", "read more", "learn more", "continue reading", "show more", "see more"),
+    ),
+    r"(privacy policy|terms (of (use|service)|(and|&) conditions)|cookie (policy|settings|preferences)|site ?map)": (
+        *("privacy policy", "terms of use", "terms of service", "terms and conditions", "terms & conditions"),
+        *("cookie policy", "cookie settings", "cookie preferences", "sitemap", "site map"),
+    ),
+    r"(subscribe|sign up)( now| here)? (to|for) (our|the) .{0,40}(newsletter|mailing list|updates)": (
+        *("newsletter", "mailing list", "updates"),
+    ),
+    r"(follow|find|like) us on .{1,40}": (" us on ",),
+    r"(this (site|website)|we) uses? cookies.{0,80}": ("use cookies", "uses cookies"),
+    r"(advertisement|sponsored (content|links?)|loading(\.\.\.|…)?)": (
+        *("advertisement", "sponsored content", "sponsored link", "loading"),
+    ),
+}
 BOILERPLATE_LINE = re.compile(rf"\W*(?:{'|'.join(BOILERPLATE)})[\s.。>»›→＞|]*", re.IGNORECASE)
+# What re.IGNORECASE takes for the same letter.
+LETTERS_ALIKE = {letter: letter + letter.upper() for letter in string.ascii_lowercase} | {"i": "iIİı", "k": "kK\u212a", "s": "sSſ"}
+BOILERPLATE_WORDS = finder([[word for words in BOILERPLATE.values() for word in words]], LETTERS_ALIKE)
 
 
 def drop_boilerplate(text: str) -> tuple[str, int]:
     """The text without its boilerplate lines, and how many they were."""
-    lines = text.split("\n")
-    kept = [line for line in lines if len(line) > MAX_BOILERPLATE_CHARACTERS or not BOILERPLATE_LINE.fullmatch(line)]
-    dropped = len(lines) - len(kept)
-    return (_blank_space("\n".join(kept)) if dropped else text), dropped
+    [places] = BOILERPLATE_WORDS(text)
+    if not places:
+        return text, 0
+    kept, num_dropped, done, end = [], 0, 0, -1
+    for place in places:
+        if place < end:
+            continue
+        start, end = text.rfind("\n", 0, place) + 1, text.find("\n", place)
+        end = len(text) if end < 0 else end
+        if end - start <= MAX_BOILERPLATE_CHARACTERS and BOILERPLATE_LINE.fullmatch(text, start, end):
+            kept.append(text[done:start])
+            num_dropped, done = num_dropped + 1, end + 1
+    return (_blank_space("".join((*kept, text[done:]))) if num_dropped else text), num_dropped
 
 
 # ---- rules
 
 MOJIBAKE = re.compile("\ufffd|[縺繧繝][\u0080-\uffff]?|Ã[\x80-\xbf\u0192-\u2122]|â€.|ï¿½")
 SAME_CHARACTER = re.compile(r"([^\s])\1{19,}")
-CUT_LINE = re.compile(r"(…|\.\.\.|・・・|続きを読む)$", re.MULTILINE)
+SAME_CHARACTER_TIMES = 20
+CUT_SIGNS = ("…", "...", "・・・", "続きを読む")
+CUT_LINE = re.compile(rf"({'|'.join(map(re.escape, CUT_SIGNS))})$", re.MULTILINE)
 SENTENCE_END = re.compile(r"[。．！？!?]|\.(?=\s|$)|[」』）]$", re.MULTILINE)
 WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
 COMMON_WORDS = frozenset(
@@ -213,9 +295,22 @@ SAMPLE_CHARACTERS = 6000
 # Cutting and comparing pieces is slow; text of which half came before never compresses worse than this.
 COMPRESSED_SHARE_WITHOUT_REPETITION = 0.4
 MIN_CHARACTERS_TO_JUDGE = 400  # repetition and prose cannot be judged in a few lines
+MIN_WORDS_TO_JUDGE = 50
+COUNT = counter(
+    {
+        "letters": LETTERS,
+        "blanks": "[ \t\n\u3000]",
+        "line_ends": "\n",
+        "mojibake_starts": "[\ufffd縺繧繝Ãâï]",
+        "latin": "[A-Za-z]",
+        "latin_runs": ("[A-Za-z]", "[^A-Za-z]"),
+        "latin_run_at_end": ("[A-Za-z]", EDGE),
+        "word_joints": ("[A-Za-z]", "['’-]"),
+    }
+)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Look:
     """A cleaned text with what several rules ask about it."""
 
@@ -223,24 +318,28 @@ class Look:
     lang: str
     settings: CleanSettings
 
-    @cached_property
+    def __post_init__(self) -> None:
+        self.part = sample(self.text, SAMPLE_CHARACTERS)  # looked at where a share is enough: long texts in pieces
+        self.seen = COUNT(self.part)
+
+    @property
     def num_letters(self) -> int:
-        return sum(map(len, LETTERS.findall(self.part)))
+        return self.seen.letters
 
-    @cached_property
-    def part(self) -> str:
-        """What is looked at where a share is enough: long texts in pieces."""
-        return sample(self.text, SAMPLE_CHARACTERS)
-
-    @cached_property
+    @property
     def num_visible(self) -> int:
-        return max(1, len(self.part) - sum(map(self.part.count, " \t\n\u3000")))
+        return max(1, len(self.part) - self.seen.blanks)
 
     @cached_property
     def compressed_share(self) -> float:
         """Bytes that zlib needs for each byte; 1 for texts too short to judge."""
         data = self.part.encode()
         return len(zlib.compress(data, 1)) / len(data) if len(self.part) >= MIN_CHARACTERS_TO_JUDGE else 1.0
+
+    @property
+    def max_words(self) -> int:
+        """No fewer than there are words: runs of Latin letters, of which ' and - join some."""
+        return self.seen.latin_runs + self.seen.latin_run_at_end
 
     @cached_property
     def words(self) -> list[str]:
@@ -277,20 +376,24 @@ def few_letters(look: Look) -> str | None:
 
 def unreadable(look: Look) -> str | None:
     """Text decoded with the wrong encoding: replacement characters, 縺 and Ã where kana or accents were."""
-    found = sum(map(len, MOJIBAKE.findall(look.part)))
+    found = sum(map(len, MOJIBAKE.findall(look.part))) if look.seen.mojibake_starts else 0
     return _over(found / len(look.part or " "), look.settings.max_unreadable_share, "the characters are unreadable")
 
 
 def same_character(look: Look) -> str | None:
     """One character over and over (20 or more in a row)."""
+    if look.seen.longest_run < SAME_CHARACTER_TIMES:
+        return None
     found = sum(len(run[0]) for run in SAME_CHARACTER.finditer(look.part))
     return _over(found / look.num_visible, look.settings.max_same_character_share, "the characters are such runs")
 
 
 def repeated_lines(look: Look) -> str | None:
     """The same lines again and again: menus, headers and footers of pages."""
-    lines = Counter(line.strip() for line in look.text.split("\n"))
-    again = sum(len(line) * (times - 1) for line, times in lines.items())
+    if "\n" not in look.text:
+        return None
+    lines = [line.strip() for line in look.text.split("\n")]
+    again = sum(map(len, lines)) - sum(map(len, set(lines)))
     return _over(again / (len(look.text) or 1), look.settings.max_repeated_lines_share, "the characters are in such lines")
 
 
@@ -298,8 +401,7 @@ def repeated_pieces(look: Look) -> str | None:
     """The same pieces of 20 characters again and again, also within a line."""
     if look.compressed_share > COMPRESSED_SHARE_WITHOUT_REPETITION:
         return None
-    pieces = [look.part[start : start + PIECE_CHARACTERS] for start in range(len(look.part) - PIECE_CHARACTERS + 1)]
-    share = 1 - len(set(pieces)) / len(pieces)
+    share = 1 - num_different_pieces(look.part, PIECE_CHARACTERS) / (len(look.part) - PIECE_CHARACTERS + 1)
     return _over(share, look.settings.max_repeated_pieces_share, "the pieces came before")
 
 
@@ -311,6 +413,8 @@ def compresses_away(look: Look) -> str | None:
 
 def cut_lines(look: Look) -> str | None:
     """Teasers of other pages: many lines end in an ellipsis."""
+    if look.seen.line_ends < 3 or not any(sign in look.part for sign in CUT_SIGNS):
+        return None
     num_lines = sum(1 for line in look.part.split("\n") if line.strip())
     share = len(CUT_LINE.findall(look.part)) / (num_lines or 1) if num_lines >= 4 else 0.0
     return _over(share, look.settings.max_cut_lines_share, "the lines end in an ellipsis")
@@ -324,18 +428,30 @@ def no_sentence(look: Look) -> str | None:
 
 def odd_words(look: Look) -> str | None:
     """English whose words are too short (letters apart) or too long (run together, encoded data)."""
+    if look.lang != "en" or look.max_words < MIN_WORDS_TO_JUDGE:
+        return None
     low, high = look.settings.min_word_letters, look.settings.max_word_letters
+    letters, joints = look.seen.latin, look.seen.word_joints
+    if low <= letters / look.max_words and (letters + joints) <= high * (look.max_words - joints):
+        return None  # whatever the joints join
     mean = sum(map(len, look.words)) / (len(look.words) or 1)
-    odd = look.lang == "en" and len(look.words) >= 50 and not low <= mean <= high
+    odd = len(look.words) >= MIN_WORDS_TO_JUDGE and not low <= mean <= high
     return f"{mean:.1f} letters a word, {low} to {high} wanted" if odd else None
 
 
 def few_common_words(look: Look) -> str | None:
     """English prose cannot do without the, of, and ...; lists of terms and keywords can."""
-    if look.lang != "en" or len(look.words) < 50:
+    if look.lang != "en" or look.max_words < MIN_WORDS_TO_JUDGE:
         return None
-    found, limit = len(COMMON_WORDS.intersection(word.lower() for word in look.words)), look.settings.min_common_words
-    return f"{found} of the commonest words, at least {limit}" if found < limit else None
+    found: set[str] = set()
+    limit = look.settings.min_common_words
+    for word in WORD.finditer(look.part):
+        if (common := word[0].lower()) in COMMON_WORDS:
+            found.add(common)
+            if len(found) >= limit:
+                return None
+    few = len(look.words) >= MIN_WORDS_TO_JUDGE and len(found) < limit
+    return f"{len(found)} of the commonest words, at least {limit}" if few else None
 
 
 RULES: dict[str, Callable[[Look], str | None]] = {

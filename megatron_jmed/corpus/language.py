@@ -6,15 +6,14 @@ Detector 2 (pycld2) is asked about the rest: Latin letters, and kanji alone, whi
 Invariant: the answer depends on the text only, looked at in at most SAMPLE_CHARACTERS characters.
 """
 
-import re
-
 import pycld2
+
+from megatron_jmed.corpus.scan import counter
 
 LANGUAGES = ("ja", "en", "other")
 SAMPLE_CHARACTERS = 3000
-KANA = re.compile(r"[ぁ-ゖァ-ヺｦ-ﾝ]+")
-HAN = re.compile(r"[㐀-䶿一-鿿豈-﫿々]+")
-LETTERS = re.compile(r"[^\W\d_]+")
+LETTERS = r"[^\W\d_]"
+COUNT = counter({"letters": LETTERS, "kana": "[ぁ-ゖァ-ヺｦ-ﾝ]", "han": "[㐀-䶿一-鿿豈-﫿々]"})
 # Japanese prose is half kana; telegraphic clinical notes with English terms go down to about a tenth of the letters.
 KANA_SHARE_OF_JAPANESE = 0.08
 # A language that CLD2 finds in less of the text than this is a quotation, or a guess from names and abbreviations.
@@ -25,7 +24,7 @@ MIN_LETTERS = 20
 def find_language(text: str) -> str | None:
     """'ja', 'en' or 'other' if the text shows it clearly, else None."""
     text = sample(text, SAMPLE_CHARACTERS)
-    letters, kana, han = (_length(pattern, text) for pattern in (LETTERS, KANA, HAN))
+    letters, kana, han, _ = COUNT(text)
     if kana and kana >= KANA_SHARE_OF_JAPANESE * letters:
         return "ja"
     if letters < MIN_LETTERS:
@@ -43,10 +42,6 @@ def sample(text: str, num_characters: int) -> str:
         return text
     piece, middle = num_characters // 3, len(text) // 2
     return "\n".join((text[:piece], text[middle - piece // 2 : middle + piece // 2], text[-piece:]))
-
-
-def _length(pattern: re.Pattern[str], text: str) -> int:
-    return sum(map(len, pattern.findall(text)))
 
 
 def _ask_cld2(text: str) -> str | None:

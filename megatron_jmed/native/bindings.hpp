@@ -35,6 +35,7 @@ py::array_t<Value> as_array(std::vector<Value>&& values) {
   return py::array_t<Value>(static_cast<py::ssize_t>(kept->size()), kept->data(), owner);
 }
 
+void bind_scan(py::module_& module);
 void bind_unigram(py::module_& module);
 
 }  // namespace jmed

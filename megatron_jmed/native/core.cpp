@@ -11,5 +11,6 @@ constexpr const char* kVersion = "1";
 PYBIND11_MODULE(_core, module) {
   module.doc() = "Native core of the text world.";
   module.attr("VERSION") = kVersion;
+  jmed::bind_scan(module);
   jmed::bind_unigram(module);
 }
