@@ -21,10 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from megatron_jmed.corpus import privacy_names, privacy_numbers
 from megatron_jmed.corpus.document import Document
 from megatron_jmed.corpus.manifest import Manifest
 from megatron_jmed.corpus.privacy_names import english_names, japanese_names
 from megatron_jmed.corpus.privacy_numbers import find_numbers
+from megatron_jmed.corpus.privacy_scan import Anchors, Scanned
+from megatron_jmed.corpus.scan import folder
 from megatron_jmed.corpus.stage import Kept, Transform, run_stage
 from megatron_jmed.errors import CorpusError
 
@@ -34,8 +37,9 @@ RULES_VERSION = 1  # goes into the manifest: another number where the rules chan
 HYPHENS = "－‐‑‒–—―−﹣"
 WIDE = "".join(map(chr, range(0xFF01, 0xFF5F))).replace("～", "").replace("－", "")
 FOLD = str.maketrans(WIDE + HYPHENS + "ｰ\u3000", "".join(chr(ord(c) - 0xFEE0) for c in WIDE) + "-" * len(HYPHENS) + "ー ")
-FOLDABLE = re.compile(f"[{re.escape(WIDE)}{HYPHENS}ｰ\u3000]+")
-LONG_MARK = re.compile(r"(?<=[0-9])ー(?=[0-9])")
+FOLDED = folder(FOLD)
+LONG_MARK = re.compile(r"ー(?<=[0-9]ー)(?=[0-9])")  # begins with the mark, so that it is looked for first
+ANCHORS = Anchors({**privacy_numbers.ANCHORS, **privacy_names.ANCHORS})
 
 
 class Identifier(NamedTuple):
@@ -48,10 +52,12 @@ class Identifier(NamedTuple):
 
 def find_identifiers(text: str, lang: str) -> list[Identifier]:
     """Find the identifiers of a text, in order and without overlap; of two that overlap the more trusted kind stays."""
-    folded = _folded(text)
+    seen = Scanned(_folded(text), ANCHORS)
+    if seen.is_empty():
+        return []
     japanese = lang != "en"
-    found = [Identifier(*item) for item in find_numbers(folded, japanese)]
-    names = [*(japanese_names(folded) if japanese else ()), *english_names(folded)]
+    found = [Identifier(*item) for item in find_numbers(seen, japanese)]
+    names = [*(japanese_names(seen) if japanese else ()), *english_names(seen)]
     found += [Identifier("name", start, end) for start, end in sorted(names, key=lambda span: (span[0], -span[1]))]
     taken: list[Identifier] = []
     covered = bytearray(len(text) if found else 0)
@@ -111,15 +117,16 @@ def build_masker(kinds: Collection[str] = KINDS) -> Transform:
 
 def _masked_document(document: Document, kinds: Collection[str]) -> Kept:
     text, counts = mask(document.text, document.lang, kinds)
-    return Kept(replace(document, text=text), {f"masked_{kind}": count for kind, count in counts.items()})
+    masked = replace(document, text=text) if counts else document
+    return Kept(masked, {f"masked_{kind}": count for kind, count in counts.items()})
 
 
 def _folded(text: str) -> str:
     """Fold wide ASCII and hyphens, one character for one, so that places stay what they are."""
     if text.isascii():
         return text
-    text = FOLDABLE.sub(lambda match: match.group().translate(FOLD), text)
-    return LONG_MARK.sub("-", text)
+    text = FOLDED(text)
+    return LONG_MARK.sub("-", text) if "ー" in text else text
 
 
 def _replaced(text: str, identifiers: list[Identifier]) -> str:

@@ -9,7 +9,7 @@ ordinary words (結節様, 外来看護師), count only after a common surname; 
 import re
 from collections.abc import Iterator
 
-from megatron_jmed.corpus.privacy_scan import anchored, places
+from megatron_jmed.corpus.privacy_scan import Scanned
 from megatron_jmed.corpus.privacy_words import (
     ENGLISH_NOT_NAMES,
     JAPANESE_NOT_NAMES,
@@ -25,6 +25,7 @@ KANJI = "一-龥々〆ヶ﨑髙\U00020000-\U0003ffff"
 LOOK_BACK = 24
 LONGEST_GIVEN = 3
 HONORIFICS = ("さん", "様", "先生", "氏", "くん", "ちゃん", "君", "殿", *JAPANESE_ROLES)
+HONORIFICS_BY_FIRST = {first: [one for one in HONORIFICS if one[0] == first] for first, *_ in HONORIFICS}
 HONORIFIC = re.compile("|".join(HONORIFICS))
 STRONG = {"さん", "先生", "氏", "くん", "ちゃん"}
 AFTER_WORD = re.compile(f"[{KANJI}ァ-ヶ]")
@@ -74,21 +75,28 @@ LABELS_EN = (
 NAMING = ("My name is", "my name is", "named ", "Referred by", "Dictated by", "Reviewed by", "Signed by")
 DEGREE = re.compile(r", (?:M\.?D\.?|R\.?N\.?|Ph\.?D\.?|D\.?O\.?|MBBS|FRCP|MSN|DNP)(?![A-Za-z])(?! \d{5}|,? USA)")
 DEGREES = (", MD", ", M.D", ", RN", ", R.N", ", PhD", ", Ph.D", ", DO", ", D.O", ", MBBS", ", FRCP", ", MSN", ", DNP")
+ANCHORS = {
+    LABEL_JA: LABELS_JA, HONORIFIC: HONORIFICS, TITLE: TITLES, LABEL_EN: LABELS_EN, NAMED: NAMING, DEGREE: DEGREES
+}  # fmt: skip
 BEFORE_DEGREE = re.compile(rf"(?<![A-Za-z'’-])({WORD}(?: {PARTICLE}{WORD}){{1,2}})$")
 
 
 # ---- Japanese
 
 
-def japanese_names(text: str) -> Iterator[Span]:
+def japanese_names(seen: Scanned) -> Iterator[Span]:
     """Yield names before honorifics and after labels."""
-    for match in anchored(LABEL_JA, LABELS_JA, text):
+    for match in seen.matches(LABEL_JA):
         yield from _labelled_japanese(match)
-    for place, honorific in places(text, HONORIFICS):
-        after = place + len(honorific)
-        start = _name_start(text, place, honorific, text[after : after + 1])
-        if start is not None:
-            yield start, place
+    text = seen.text
+    for place in seen.places(HONORIFIC):
+        for honorific in HONORIFICS_BY_FIRST[text[place]]:
+            if not text.startswith(honorific, place):
+                continue
+            after = place + len(honorific)
+            start = _name_start(text, place, honorific, text[after : after + 1])
+            if start is not None:
+                yield start, place
 
 
 def _labelled_japanese(match: re.Match[str]) -> Iterator[Span]:
@@ -170,19 +178,19 @@ def _is_word(run: str) -> bool:
 # ---- English
 
 
-def english_names(text: str) -> Iterator[Span]:
+def english_names(seen: Scanned) -> Iterator[Span]:
     """Yield names after titles and labels and before degrees."""
-    for match in anchored(TITLE, TITLES, text):
+    for match in seen.matches(TITLE):
         yield from _trimmed(match, 1)
         if match.group(2) and PLURAL_TITLE.match(match.group()):
             yield from _trimmed(match, 2)
-    for match in anchored(LABEL_EN, LABELS_EN, text):
+    for match in seen.matches(LABEL_EN):
         num_words = 2 if match.group("doubtful") == "Patient" or match.group("doubtful") == "Contact" else 1
         yield from _trimmed(match, "name", num_words)
-    for match in anchored(NAMED, NAMING, text):
+    for match in seen.matches(NAMED):
         yield from _trimmed(match, 1)
-    for match in anchored(DEGREE, DEGREES, text):
-        head = text[max(0, match.start() - 60) : match.start()]
+    for match in seen.matches(DEGREE):
+        head = seen.text[max(0, match.start() - 60) : match.start()]
         if name := BEFORE_DEGREE.search(head):
             shift = match.start() - len(head)
             words = name.group(1).split(" ")

@@ -11,9 +11,10 @@ right (check digit not counted), Q_n = n + 1 up to n = 6, then n - 5 (ordinance 
 """
 
 import re
+import string
 from collections.abc import Iterator
 
-from megatron_jmed.corpus.privacy_scan import anchored, places
+from megatron_jmed.corpus.privacy_scan import Scanned
 
 Found = tuple[str, int, int]
 
@@ -126,6 +127,9 @@ RECORD_LABEL_EN = re.compile(
 # A pathology laboratory's, such as S21-00456; a sequence database's (AF123456) is no identifier of a patient.
 ACCESSION = re.compile(rf"[Aa]ccession (?:[Nn]umber|[Nn]o\.?){IS}([A-Z]{{1,3}}\d\d-\d{{3,6}}){NOT_AFTER}")
 
+NUMBER_RUN = re.compile(r"[+(\d][\d()\-. ]{8,}")
+STREET_NUMBER = re.compile(r"\d[A-Z]? [A-Z][A-Za-z'’-]+ ")
+BLOCK_SIGN = re.compile(r"[\d一二三四五六七八九十](?:丁目|番|[-ー]\d)")
 
 ANCHORS = {
     BIRTH_LABEL: ("生年月日", "誕生日", "出生", "DOB", "D.O.B", "Date", "date", "Birth", "birth", "Born", "born"),
@@ -152,63 +156,67 @@ ANCHORS = {
     POSTCODE_EN: ("ZIP", "Zip", "zip", "Post", "post"),
     ADDRESS_LABEL: ("住所", "居住地", "転居先"),
     URL: ("http", "HTTP", "Http", "www.", "WWW.", "Www."),
+    DOMAIN: ("@",),
+    BIRTH_AFTER: ("生",),  # within the match, unlike the others
+    ADDRESS_EN: (" Box ",),  # so is this
+    STREET_NUMBER: tuple(f"0{letter} {first}" for letter in ("", *string.ascii_uppercase) for first in string.ascii_uppercase),
+    BLOCK_SIGN: tuple(f"{digit}{sign}" for digit in "0一二三四五六七八九十" for sign in ("丁目", "番", "-0", "ー0")),
 }  # fmt: skip
-NUMBER_RUN = re.compile(r"[+(\d][\d()\-. ]{8,}")
-STREET_NUMBER = re.compile(r"\d[A-Z]? [A-Z][A-Za-z'’-]+ ")
-BLOCK_SIGN = re.compile(r"[\d一二三四五六七八九十](?:丁目|番|[-ー]\d)")
 
 
-def find_numbers(text: str, japanese: bool) -> Iterator[Found]:
+def find_numbers(seen: Scanned, japanese: bool) -> Iterator[Found]:
     """Yield everything but names, the most trusted first; the Japanese finders only where `japanese`."""
-    yield from _emails(text)
-    yield from _urls(text)
-    if HAS_DIGIT.search(text):
-        yield from _with_digits(text, japanese)
+    yield from _emails(seen)
+    yield from _urls(seen)
+    if HAS_DIGIT.search(seen.text):
+        yield from _with_digits(seen, japanese)
     if japanese:  # last, so that an address with its block numbers is taken whole
-        for match in anchored(ADDRESS_LABEL, ANCHORS[ADDRESS_LABEL], text):
+        for match in seen.matches(ADDRESS_LABEL):
             yield "address", match.start(1), match.end(1)
 
 
-def _with_digits(text: str, japanese: bool) -> Iterator[Found]:
-    yield from _labelled("birthdate", BIRTH_LABEL, text)
-    yield from _labelled("national_id", NATIONAL_LABEL_EN, text)
-    yield from _labelled("insurance", INSURANCE_LABEL_EN, text)
-    yield from _labelled("record", RECORD_LABEL_EN, text)
-    yield from _labelled("record", ACCESSION, text)
-    yield from _labelled("record", RECORD_LABEL, text)
-    runs = [(match.start(), match.end() + 2) for match in NUMBER_RUN.finditer(text)]
-    yield from _national_ids(text, runs)
+def _with_digits(seen: Scanned, japanese: bool) -> Iterator[Found]:
+    yield from _labelled("birthdate", BIRTH_LABEL, seen)
+    yield from _labelled("national_id", NATIONAL_LABEL_EN, seen)
+    yield from _labelled("insurance", INSURANCE_LABEL_EN, seen)
+    yield from _labelled("record", RECORD_LABEL_EN, seen)
+    yield from _labelled("record", ACCESSION, seen)
+    yield from _labelled("record", RECORD_LABEL, seen)
+    stretches = [NUMBER_RUN.finditer(seen.text, start, end) for start, end in seen.number_stretches]
+    runs = [(match.start(), match.end() + 2) for stretch in stretches for match in stretch]
+    yield from _national_ids(seen, runs)
     if japanese:
-        yield from _japanese(text)
-    yield from _phones(text, runs)
-    yield from _labelled("postcode", POSTCODE_EN, text)
-    yield from _english_addresses(text)
+        yield from _japanese(seen)
+    yield from _phones(seen, runs)
+    yield from _labelled("postcode", POSTCODE_EN, seen)
+    yield from _english_addresses(seen)
 
 
-def _labelled(kind: str, pattern: re.Pattern[str], text: str) -> Iterator[Found]:
+def _labelled(kind: str, pattern: re.Pattern[str], seen: Scanned) -> Iterator[Found]:
     """Yield the groups of a pattern that hold a digit."""
-    for match in anchored(pattern, ANCHORS[pattern], text):
+    for match in seen.matches(pattern):
         for group in range(1, pattern.groups + 1):
             value = match.group(group)
             if value and len(value) > 1 and HAS_DIGIT.search(value):
                 yield kind, match.start(group), match.end(group)
 
 
-def _japanese(text: str) -> Iterator[Found]:
-    for place, _ in places(text, ("生",)):
-        for match in BIRTH_AFTER.finditer(text, max(0, place - 40), place + 4):
+def _japanese(seen: Scanned) -> Iterator[Found]:
+    for place in seen.places(BIRTH_AFTER):
+        for match in BIRTH_AFTER.finditer(seen.text, max(0, place - 40), place + 4):
             yield "birthdate", match.start(), match.end()
-    yield from _labelled("insurance", INSURANCE_LABEL, text)
-    yield from _labelled("insurance", INSURANCE_PAIR, text)
-    for match in anchored(INSURANCE_NEAR, ("保険",), text):
+    yield from _labelled("insurance", INSURANCE_LABEL, seen)
+    yield from _labelled("insurance", INSURANCE_PAIR, seen)
+    for match in seen.matches(INSURANCE_NEAR):
         if is_insurer_number(match.group(1)):
             yield "insurance", match.start(1), match.end(1)
-    yield from _labelled("postcode", POSTCODE, text)
-    yield from _japanese_addresses(text)
+    yield from _labelled("postcode", POSTCODE, seen)
+    yield from _japanese_addresses(seen)
 
 
-def _japanese_addresses(text: str) -> Iterator[Found]:
-    for sign in BLOCK_SIGN.finditer(text):
+def _japanese_addresses(seen: Scanned) -> Iterator[Found]:
+    text = seen.text
+    for sign in seen.matches(BLOCK_SIGN, overlapping=False):
         block = BLOCK.search(text, max(0, sign.start() - 4), sign.end() + 8)
         if not block:
             continue
@@ -219,15 +227,15 @@ def _japanese_addresses(text: str) -> Iterator[Found]:
             yield "address", block.start() - len(head) + place.start(), end.end() if end else block.end()
 
 
-def _emails(text: str) -> Iterator[Found]:
-    for match in anchored(DOMAIN, ("@",), text, overlapping=False):
-        head = text[max(0, match.start() - 64) : match.start()]
+def _emails(seen: Scanned) -> Iterator[Found]:
+    for match in seen.matches(DOMAIN, overlapping=False):
+        head = seen.text[max(0, match.start() - 64) : match.start()]
         if local := LOCAL_PART.search(head):
             yield "email", match.start() - len(local.group()), match.end()
 
 
-def _urls(text: str) -> Iterator[Found]:
-    for match in anchored(URL, ANCHORS[URL], text, overlapping=False):
+def _urls(seen: Scanned) -> Iterator[Found]:
+    for match in seen.matches(URL, overlapping=False):
         url = match.group().rstrip(".,;:!?'\"")
         while url.endswith(")") and url.count("(") < url.count(")"):
             url = url[:-1].rstrip(".,;:!?'\"")
@@ -235,7 +243,8 @@ def _urls(text: str) -> Iterator[Found]:
             yield "url", match.start(), match.start() + len(url)
 
 
-def _phones(text: str, runs: list[tuple[int, int]]) -> Iterator[Found]:
+def _phones(seen: Scanned, runs: list[tuple[int, int]]) -> Iterator[Found]:
+    text = seen.text
     for start, end in runs:
         for pattern in (PHONE_ABROAD, PHONE_US, PHONE_UK, MOBILE):
             for match in pattern.finditer(text, start, end):
@@ -246,26 +255,27 @@ def _phones(text: str, runs: list[tuple[int, int]]) -> Iterator[Found]:
             mobile = len(digits) == 11 and re.match("0[5789]0", digits)
             if mobile or (len(digits) == 10 and " " not in match.group()):
                 yield "phone", match.start(), match.end()
-    for match in anchored(PHONE_LABEL, ANCHORS[PHONE_LABEL], text):
+    for match in seen.matches(PHONE_LABEL):
         number = match.group(1)
         if 7 <= _num_digits(number) <= 15 and not re.fullmatch(r"(?:19|20)\d\d ?- ?(?:19|20)\d\d", number):
             yield "phone", match.start(1), match.end(1)
 
 
-def _national_ids(text: str, runs: list[tuple[int, int]]) -> Iterator[Found]:
-    for match in anchored(NATIONAL_LABEL, ANCHORS[NATIONAL_LABEL], text):
+def _national_ids(seen: Scanned, runs: list[tuple[int, int]]) -> Iterator[Found]:
+    for match in seen.matches(NATIONAL_LABEL):
         yield "national_id", match.start(1), match.end(1)
     for start, end in runs:
-        for match in TWELVE.finditer(text, start, end):
+        for match in TWELVE.finditer(seen.text, start, end):
             if is_my_number(re.sub(r"\D", "", match.group())):
                 yield "national_id", match.start(), match.end()
-        for match in SSN.finditer(text, start, end):
+        for match in SSN.finditer(seen.text, start, end):
             yield "national_id", match.start(), match.end()
 
 
-def _english_addresses(text: str) -> Iterator[Found]:
-    starts = [max(0, match.start() - 12) for match in STREET_NUMBER.finditer(text)]
-    starts += [max(0, place - 6) for place, _ in places(text, (" Box ",))]
+def _english_addresses(seen: Scanned) -> Iterator[Found]:
+    text = seen.text
+    starts = [max(0, match.start() - 12) for match in seen.matches(STREET_NUMBER)]
+    starts += [max(0, place - 6) for place in seen.places(ADDRESS_EN)]
     for start in starts:
         match = ADDRESS_EN.search(text, start, start + 120)
         if match:

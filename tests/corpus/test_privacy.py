@@ -12,12 +12,11 @@ import orjson
 import pytest
 import zstandard
 
-from megatron_jmed.corpus import privacy_names, privacy_numbers
 from megatron_jmed.corpus.document import read_documents
 from megatron_jmed.corpus.manifest import load_manifest
-from megatron_jmed.corpus.privacy import KINDS, find_identifiers, mask, mask_corpus
-from megatron_jmed.corpus.privacy_numbers import ANCHORS, is_insurer_number, is_my_number
-from megatron_jmed.corpus.privacy_scan import anchored
+from megatron_jmed.corpus.privacy import ANCHORS, KINDS, find_identifiers, mask, mask_corpus
+from megatron_jmed.corpus.privacy_numbers import ADDRESS_EN, BIRTH_AFTER, NUMBER_RUN, is_insurer_number, is_my_number
+from megatron_jmed.corpus.privacy_scan import Scanned
 from megatron_jmed.errors import CorpusError
 
 REPO = Path(__file__).parents[2]
@@ -167,15 +166,15 @@ def test_anchors_lose_no_match(shared_data: Path) -> None:
     texts = [text for _, text, _ in ALL]
     for name in ("jmed_llm_ja.jsonl.zst", "wac_ja.jsonl", "pubmedqa_en.jsonl.zst"):
         texts += [document.text for document, _ in zip(read_documents(shared_data / "corpora" / name), range(300), strict=False)]
-    text = "\n".join(texts)
-    names = privacy_names
-    pairs = [*ANCHORS.items(), (names.TITLE, names.TITLES), (names.LABEL_EN, names.LABELS_EN), (names.NAMED, names.NAMING)]
-    pairs += [(names.DEGREE, names.DEGREES), (names.LABEL_JA, names.LABELS_JA), (privacy_numbers.DOMAIN, ("@",))]
-    for pattern, anchors in pairs:
-        everywhere = {match.span() for match in pattern.finditer(text)}
+    streets = "7 Elm Street, 12B Oak Road, 3丁目 十二番 4-5 六ー7 ٣丁目 + 1 (2) 3-45.6 7"
+    seen = Scanned("\n".join([*texts, streets]), ANCHORS)
+    for pattern in ANCHORS.anchors.keys() - {BIRTH_AFTER, ADDRESS_EN}:  # these two begin before their anchors
+        everywhere = {match.span() for match in pattern.finditer(seen.text)}
         assert everywhere, pattern.pattern
-        missing = everywhere - {match.span() for match in anchored(pattern, tuple(anchors), text)}
-        assert not missing, [text[start:end] for start, end in missing]
+        missing = everywhere - {match.span() for match in seen.matches(pattern)}
+        assert not missing, [seen.text[start:end] for start, end in missing]
+    runs = {match.span() for start, end in seen.number_stretches for match in NUMBER_RUN.finditer(seen.text, start, end)}
+    assert runs == {match.span() for match in NUMBER_RUN.finditer(seen.text)} != set()
 
 
 @pytest.mark.parametrize("piece", ["a", "1", "1-", "@", "一", "田中 ", "ア", "Aa ", "生", "(", "0-", "さん", "http://"])
