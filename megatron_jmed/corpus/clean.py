@@ -2,7 +2,7 @@
 
 In: a source of documents. Out: a stage folder (see stage.py) of documents in one spelling, without boilerplate lines,
 with `lang` as found; what breaks a rule of RULES is filed, as it came, under the rule's name with the numbers.
-Three tables decide, in this order: SPELLING, BOILERPLATE, RULES. All but the rules of English words count characters.
+Three tables decide, in this order: SPELLING, BOILERPLATE, RULES. All but the rules of words count characters.
 Invariant: cleaning a cleaned text changes nothing.
 
 Which characters change, and why not simply NFKC: NFKC also turns （）！？：into ASCII, ① into 1, ㎎ into mg, ㌍ into
@@ -63,6 +63,7 @@ class CleanSettings:
     min_word_letters: float = 3.0
     max_word_letters: float = 10.0
     min_common_words: int = 2
+    min_particles: int = 2
     rules: tuple[str, ...] = ()  # empty: all of RULES
 
     def __post_init__(self) -> None:
@@ -290,12 +291,14 @@ WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
 COMMON_WORDS = frozenset(
     ("the", "be", "is", "are", "was", "to", "of", "and", "that", "have", "with", "in", "for", "by", "on", "or", "as")
 )
+PARTICLES = ("はハ", "がガ", "をヲ", "にニ", "のノ", "でデ", "とト")  # old texts write them in katakana
 PIECE_CHARACTERS = 20
 SAMPLE_CHARACTERS = 6000
 # Cutting and comparing pieces is slow; text of which half came before never compresses worse than this.
 COMPRESSED_SHARE_WITHOUT_REPETITION = 0.4
 MIN_CHARACTERS_TO_JUDGE = 400  # repetition and prose cannot be judged in a few lines
 MIN_WORDS_TO_JUDGE = 50
+MIN_LETTERS_TO_JUDGE = 150
 COUNT = counter(
     {
         "letters": LETTERS,
@@ -454,6 +457,14 @@ def few_common_words(look: Look) -> str | None:
     return f"{len(found)} of the commonest words, at least {limit}" if few else None
 
 
+def few_particles(look: Look) -> str | None:
+    """Japanese without any end of a sentence and without は, が, を ...: keywords, names of goods, menus."""
+    if look.lang != "ja" or look.num_letters < MIN_LETTERS_TO_JUDGE or SENTENCE_END.search(look.part):
+        return None
+    found, limit = sum(any(kana in look.part for kana in both) for both in PARTICLES), look.settings.min_particles
+    return f"{found} of the commonest particles, no end of a sentence, at least {limit}" if found < limit else None
+
+
 RULES: dict[str, Callable[[Look], str | None]] = {
     rule.__name__: rule
     for rule in (
@@ -470,6 +481,7 @@ RULES: dict[str, Callable[[Look], str | None]] = {
         no_sentence,
         odd_words,
         few_common_words,
+        few_particles,
     )
 }
 

@@ -32,7 +32,7 @@ from megatron_jmed.corpus.stage import Kept, Transform, run_stage
 from megatron_jmed.errors import CorpusError
 
 KINDS = ("name", "phone", "postcode", "address", "email", "url", "birthdate", "national_id", "insurance", "record")
-RULES_VERSION = 1  # goes into the manifest: another number where the rules change what is masked
+RULES_VERSION = 2  # goes into the manifest: another number where the rules change what is masked
 
 HYPHENS = "－‐‑‒–—―−﹣"
 WIDE = "".join(map(chr, range(0xFF01, 0xFF5F))).replace("～", "").replace("－", "")

@@ -131,6 +131,8 @@ def _kanji_start(head: str, honorific: str) -> int | None:
     run = match.group()  # type: ignore[union-attr]
     if run not in SURNAMES and _is_word(run):
         return None
+    if honorific == "様" and len(run) == 1 and head[: match.start()].endswith("お"):  # type: ignore[union-attr]
+        return None  # お星様, お月様
     found = _surname_offset(run)
     if found is not None:
         return match.start() + found  # type: ignore[union-attr]

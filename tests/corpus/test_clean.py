@@ -8,6 +8,7 @@ from pathlib import Path
 import orjson
 import pytest
 import zstandard
+from dirty_texts import Labelled, dirty_texts, good_texts
 
 from megatron_jmed.corpus.clean import (
     RULES,
@@ -53,6 +54,7 @@ KEPT_AND_REMOVED = {
     "no_sentence": (varied("心電図検査。", 400), varied("内科　外科　眼科　小児科　皮膚科　", 150)),
     "odd_words": (("en", EN * 4), ("en", "a b c d e f g h i j " * 6)),
     "few_common_words": (("en", EN * 4), ("en", WORDS * 4)),
+    "few_particles": ("糖尿病と高血圧の診断、" * 20, "糖尿病、高血圧、腰痛、貧血、" * 20),
 }
 
 
@@ -231,3 +233,16 @@ def test_real_text_is_hardly_removed(shared_data: Path, tmp_path: Path) -> None:
     assert manifest.counts.documents >= 0.99 * len(before)
     (documents,) = (tmp_path / "clean" / "documents").iterdir()
     assert "｢" not in zstandard.open(documents, "rt", encoding="utf-8").read()
+
+
+def test_dirty_texts_go_and_good_ones_stay() -> None:
+    def removed(texts: list[Labelled]) -> list[Labelled]:
+        results = [clean_document(Document("", one.text, "", one.lang, {}), SETTINGS) for one in texts]
+        return [one for one, result in zip(texts, results, strict=True) if isinstance(result, Removed)]
+
+    dirty, good = dirty_texts(), good_texts()
+    assert len({one.text for one in dirty}) >= 60 and len({one.text for one in good}) >= 60
+    assert {(one.label, one.lang) for one in removed(good)} == {("good list", "ja"), ("good list", "en")}  # of diseases alone
+    assert len(removed(good)) == 2
+    missed = {(one.label, one.lang) for one in set(dirty) - set(removed(dirty))}
+    assert missed == {("navigation", "ja"), ("navigation", "en")}  # the shortest: a menu of nine lines, once or twice

@@ -127,6 +127,18 @@ def test_references_stay(text: str) -> None:
     assert mask(f"See {text}.", "en")[1] == {}
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["空にお星様が光る。", "所長さんに会う。", "子息さんは留守だ。", "或日先生を訪ねた。", "金比羅さんに参る。", "御前さんは。"],
+)
+def test_words_before_an_honorific_stay(text: str) -> None:
+    assert mask(text, "ja") == (text, {})
+
+
+def test_surnames_that_are_also_words_go() -> None:
+    assert mask("星様、東様、お待たせしました。", "ja")[0] == "[NAME]様、[NAME]様、お待たせしました。"
+
+
 def test_host_that_only_begins_like_a_public_one_is_masked() -> None:
     assert mask("https://taro.gov.example.com/x", "en")[0] == "[URL]"
 
