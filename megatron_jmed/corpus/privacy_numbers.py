@@ -159,7 +159,7 @@ ANCHORS = {
     DOMAIN: ("@",),
     BIRTH_AFTER: ("生",),  # within the match, unlike the others
     ADDRESS_EN: (" Box ",),  # so is this
-    STREET_NUMBER: tuple(f"0{letter} {first}" for letter in ("", *string.ascii_uppercase) for first in string.ascii_uppercase),
+    STREET_NUMBER: tuple(word for letter in string.ascii_uppercase for word in (f"0 {letter}", f"0{letter} ")),
     BLOCK_SIGN: tuple(f"{digit}{sign}" for digit in "0一二三四五六七八九十" for sign in ("丁目", "番", "-0", "ー0")),
 }  # fmt: skip
 

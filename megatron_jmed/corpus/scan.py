@@ -35,7 +35,7 @@ def counter(questions: Mapping[str, Question], native: bool = NATIVE) -> Callabl
     seen = namedtuple("Seen", [*questions, "longest_run"])
     if not native:
         patterns = [re.compile(_as_pattern(question)) for question in questions.values()]
-        return lambda text: seen(*(sum(1 for _ in pattern.finditer(text)) for pattern in patterns), _longest_run(text))
+        return lambda text: seen(*(sum(map(len, pattern.findall(text))) for pattern in patterns), _longest_run(text))
     pairs = [question if isinstance(question, tuple) else (None, question) for question in questions.values()]
     sets = sorted({one for pair in pairs for one in pair if one})
     class_of, members = _classes(sets)
@@ -59,14 +59,19 @@ def stretches(of: Set, shortest: int, native: bool = NATIVE) -> Callable[[str], 
 
 
 def _as_pattern(question: Question) -> str:
+    """A pattern whose matches are as long together as there are cases."""
     if not isinstance(question, tuple):
-        return question
+        return f"{question}+"
     before, after = question
-    return (f"(?<={before})" if before else r"\A") + (f"(?={after})" if after else r"\Z")
+    if not before:
+        return rf"\A{after}"
+    return before + (f"(?={after})" if after else r"\Z")
 
 
 def _longest_run(text: str) -> int:
-    return max((len(run[0]) for run in re.finditer(r"(.)\1*", text, re.DOTALL)), default=0)
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    starts = np.flatnonzero(np.diff(points, prepend=points[:1] + 1, append=points[-1:] + 1))
+    return int(np.diff(starts).max(initial=0))
 
 
 @cache
@@ -112,9 +117,11 @@ def finder(
     groups = [sorted(set(group)) for group in groups]
     alike = alike or {}
     if not native:
-        one_for_all = str.maketrans({other: character for character, others in alike.items() for other in others})
-        patterns = [_beginnings(words) for words in groups]
-        return lambda text: [_places(text.translate(one_for_all) if alike else text, group) for group in patterns]
+        one_for_all = list(_code_points_to_try())  # asked for a character, str.translate is fast where nothing is missing
+        for character, others in alike.items():
+            for other in others:
+                one_for_all[ord(other)] = character
+        return lambda text: _places(text, groups, one_for_all)
     characters = sorted({character for words in groups for word in words for character in word})
     symbols = {character: number for number, character in enumerate(characters, 1)}
     symbol_of = np.zeros(NUM_CODE_POINTS, np.uint16)
@@ -128,14 +135,16 @@ def finder(
     return _core.Words(symbol_of.tobytes(), words, group_of).find
 
 
-def _beginnings(words: list[str]) -> list[re.Pattern[str]]:
-    """Patterns of the first characters of words, each before the rest of a word: re looks for a literal beginning fast."""
-    rests = {first: "|".join(re.escape(word[1:]) for word in words if word[0] == first) for first, *_ in words}
-    return [re.compile(f"{re.escape(first)}(?={rest})") for first, rest in rests.items()]
+def _places(text: str, groups: list[list[str]], one_for_all: list[str]) -> list[list[int]]:
+    text = text.translate(one_for_all)
+    return [sorted({place for word in words for place in _places_of(word, text)}) for words in groups]
 
 
-def _places(text: str, patterns: list[re.Pattern[str]]) -> list[int]:
-    return sorted(match.start() for pattern in patterns for match in pattern.finditer(text))
+def _places_of(word: str, text: str) -> Iterator[int]:
+    place = text.find(word)
+    while place >= 0:
+        yield place
+        place = text.find(word, place + 1)
 
 
 # ---- replacing, pieces

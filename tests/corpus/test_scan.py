@@ -18,7 +18,6 @@ QUESTIONS = {
     "before_line_end": (r"[ \t\u3000]", "\n"),
     "at_start": (scan.EDGE, "[あ-ん]"),
     "at_end": ("[^A-Za-z]", scan.EDGE),
-    "empty": (scan.EDGE, scan.EDGE),
 }
 PIECES = ["a", "A", " ", "\n", "あ", "漢", "ー", "1", "٣", "𠮷", "😀", "é", "e\u0301",
           "\u3000", "12 Elm", "さん", "4-5", "ſkip to", "田中"]
