@@ -3,7 +3,7 @@
 In: sets of characters and words, as the patterns that are the reference write them. Out: counts of a text's characters,
 the places where words begin, a text with characters replaced. The native core answers in one pass over the text where it
 is compiled, the patterns themselves where it is not. Nothing is decided here: whoever asks knows what follows.
-Invariant: both ways give the same answer, since the core's tables are made by trying the patterns on every code point.
+Invariant: both ways give the same answer, since the core's tables are made by trying the patterns on the code points.
 """
 
 import re

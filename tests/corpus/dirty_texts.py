@@ -124,7 +124,7 @@ def good_texts() -> list[Labelled]:
 def dirty_texts() -> list[Labelled]:
     chance = random.Random(17)
     found = []
-    for number in range(5):
+    for number in range(4):
         ja, en = GOOD_JA[number * 3], GOOD_EN[number * 3]
         for lang, good, menu, terms, spam in (("ja", ja, MENU_JA, TERMS_JA, SPAM_JA), ("en", en, MENU_EN, TERMS_EN, SPAM_EN)):
             many = [chance.choice(terms) for _ in range(70 + 40 * number)]
