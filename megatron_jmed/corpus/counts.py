@@ -1,7 +1,8 @@
 """How much of a stage's output is from which source and in which language, and how are such counts added up?
 
 In: documents, or the counts of parts. Out: `Counts`. Invariant: documents and characters are the sums of the languages,
-and of the sources; names beyond the first MAX_GROUPS share one line.
+and of the sources; counts of parts may be added in any order and grouping. That is why, of more than MAX_GROUPS names,
+those first in the alphabet keep lines of their own: which came first would depend on how the work was cut.
 """
 
 from collections import Counter
@@ -15,58 +16,87 @@ MAX_GROUPS = 1000
 OTHER = "(other)"
 
 
+class Groups:
+    """Sums [documents, characters, tokens] by name."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[int]] = {}
+
+    def add(self, name: str, documents: int, characters: int, tokens: int = 0) -> None:
+        sums = self._sums.get(name)
+        if sums is None:
+            if len(self._sums) > 2 * MAX_GROUPS:
+                self._limit()
+            sums = self._sums.setdefault(name, [0, 0, 0])
+        sums[0] += documents
+        sums[1] += characters
+        sums[2] += tokens
+
+    def add_counts(self, table: dict[str, GroupCounts]) -> None:
+        for name, group in table.items():
+            self.add(name, group.documents, group.characters, group.tokens)
+
+    def counts(self) -> dict[str, GroupCounts]:
+        """By name, in its order."""
+        self._limit()
+        return {
+            name: GroupCounts(documents=documents, characters=characters, tokens=tokens)
+            for name, (documents, characters, tokens) in sorted(self._sums.items())
+        }
+
+    def _limit(self) -> None:
+        """Give up the last names of the alphabet; one that returns later is given up again, so nothing is counted twice."""
+        for name in sorted(self._sums.keys() - {OTHER})[MAX_GROUPS:]:
+            self.add(OTHER, *self._sums.pop(name))
+
+
 class Counting:
-    """Counts kept documents by source and language; names beyond the first MAX_GROUPS share one line."""
+    """Counts kept documents by source and language, and removed ones by reason."""
 
     def __init__(self) -> None:
         self.documents = 0
         self.dropped: Counter[str] = Counter()
-        self._by_source: dict[str, list[int]] = {}
-        self._by_lang: dict[str, list[int]] = {}
+        self._by_source, self._by_lang = Groups(), Groups()
 
     def keep(self, document: Document) -> None:
         self.documents += 1
-        for groups, name in ((self._by_source, document.source), (self._by_lang, document.lang)):
-            name = name if name in groups or len(groups) < MAX_GROUPS else OTHER
-            group = groups.setdefault(name, [0, 0])
-            group[0] += 1
-            group[1] += len(document.text)
+        self._by_source.add(document.source, 1, len(document.text))
+        self._by_lang.add(document.lang, 1, len(document.text))
 
-    def result(self, bad: Counter[str]) -> Counts:
-        by_source, by_lang = (
-            {name: GroupCounts(documents=documents, characters=characters) for name, (documents, characters) in groups}
-            for groups in (self._by_source.items(), self._by_lang.items())
+    def add(self, counts: Counts) -> None:
+        self.documents += counts.documents
+        self.dropped.update(counts.dropped)
+        self._by_source.add_counts(counts.by_source)
+        self._by_lang.add_counts(counts.by_lang)
+
+    def result(self) -> Counts:
+        """The counts; totals are those of the languages, so that they cannot disagree."""
+        by_source, by_lang = self._by_source.counts(), self._by_lang.counts()
+        documents, characters, tokens = (
+            sum(getattr(group, name) for group in by_lang.values()) for name in ("documents", "characters", "tokens")
         )
-        return sum_counts([Counts(dropped=dict(self.dropped + bad), by_source=by_source, by_lang=by_lang)])
+        assert documents == self.documents == sum(group.documents for group in by_source.values())
+        return Counts(
+            documents=documents,
+            characters=characters,
+            tokens=tokens,
+            dropped=dict(sorted(self.dropped.items())),
+            by_source=by_source,
+            by_lang=by_lang,
+        )
 
 
 def sum_counts(all_counts: Iterable[Counts]) -> Counts:
-    """Add up; the totals are those of the languages, so that they cannot disagree."""
-    all_counts = list(all_counts)
-    by_source = _sum_groups([counts.by_source for counts in all_counts])
-    by_lang = _sum_groups([counts.by_lang for counts in all_counts])
-    documents, characters = (
-        sum(getattr(group, name) for group in by_lang.values()) for name in ("documents", "characters")
-    )
-    assert documents == sum(group.documents for group in by_source.values())
-    dropped = dict(sorted(sum_numbers([counts.dropped for counts in all_counts]).items()))
-    return Counts(documents=documents, characters=characters, dropped=dropped, by_source=by_source, by_lang=by_lang)
+    """Add up the counts of parts."""
+    total = Counting()
+    for counts in all_counts:
+        total.add(counts)
+    return total.result()
 
 
-def sum_numbers(tables: Iterable[dict[str, int]]) -> Counter[str]:
+def sum_numbers(tables: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Add up numbers by name; in the order of the names."""
     total: Counter[str] = Counter()
     for table in tables:
         total.update(table)
-    return total
-
-
-def _sum_groups(tables: Iterable[dict[str, GroupCounts]]) -> dict[str, GroupCounts]:
-    total: dict[str, GroupCounts] = {}
-    for table in tables:
-        for name, group in table.items():
-            name = name if name in total or len(total) < MAX_GROUPS else OTHER
-            old = total.get(name, GroupCounts())
-            total[name] = GroupCounts(
-                documents=old.documents + group.documents, characters=old.characters + group.characters
-            )
     return dict(sorted(total.items()))

@@ -1,16 +1,17 @@
 """What becomes of one input file: how do its documents go through a stage's transform into one part?
 
-In: a Task (one input file) and a transform (Document -> Kept or Removed). Out: a folder with documents.jsonl.zst,
+In: a Task (one input file) and a transform (Document -> Kept or Removed). A batch of records at a time is parsed, sent
+through the transform and put into bytes, here or in another process; one process writes. Out: a folder with documents.jsonl.zst,
 removed/REASON.jsonl.zst (removed documents), removed/REASON.jsonl (records that are no documents) and record.json.
 Invariant: every record of the file is kept, in order, or filed under a reason; the folder gets its name when it is
-whole, and its bytes depend on the file, the settings and the code alone.
+whole, and its bytes depend on the file, the settings and the code alone, not on who did the batches.
 """
 
 import contextlib
 import os
 import re
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ from megatron_jmed.corpus.document import (
 )
 from megatron_jmed.corpus.manifest import Counts, OutputFile, sync_folder
 from megatron_jmed.corpus.part_folders import RECORD, REMOVED, output_file, sync_files
-from megatron_jmed.corpus.reader import READABLE, Source, read_batches
+from megatron_jmed.corpus.reader import READABLE, RawBatch, Source, read_batches
 
 DOCUMENTS = "documents"
 ZSTD_LEVEL = 3
@@ -54,6 +55,7 @@ class Removed:
     detail: str = ""
 
 
+# One that is faster on many documents at once may have `many(list[Document]) -> list[Kept | Removed]` beside.
 Transform = Callable[[Document], Kept | Removed]
 
 
@@ -102,8 +104,54 @@ def whole_part(task: Task) -> Part | None:
     return part if sound and part.key == task.key else None
 
 
+@dataclass(frozen=True)
+class DoneBatch:
+    """What became of the records of one raw batch, ready to be written."""
+
+    kept: bytes
+    removed: dict[str, bytes]  # by reason
+    bad: list[BadRecord]
+    counts: Counts  # without the bad records
+    details: dict[str, int]
+    input_bytes: int
+
+
+def do_batch(batch: RawBatch, text_field: str, transform: Transform) -> DoneBatch:
+    """Parse one raw batch and send its documents through the transform."""
+    records = list(enumerate(parse_batch(batch, text_field), batch.first_line))
+    documents = [record for _, record in records if isinstance(record, Document)]
+    many = getattr(transform, "many", None)
+    results = iter(many(documents) if many else map(transform, documents))
+    kept, removed, bad = [], defaultdict[str, list[bytes]](list), []
+    counting, details = Counting(), Counter[str]()
+    for line, record in records:
+        if isinstance(record, BadRecord):
+            bad.append(record)
+            continue
+        result = next(results)
+        if isinstance(result, Kept):
+            kept.append(document_line(result.document))
+            counting.keep(result.document)
+            details.update(result.counts)
+        else:
+            assert REASON.fullmatch(result.reason), f"reason {result.reason!r} is to name a file: lower-case letters, digits, _"
+            removed[result.reason].append(removed_line(result.document, batch.file, line, result.reason, result.detail))
+            counting.dropped[result.reason] += 1
+    assert next(results, None) is None, "the transform gave more results than it got documents"
+    joined = {reason: b"".join(lines) for reason, lines in removed.items()}
+    return DoneBatch(b"".join(kept), joined, bad, counting.result(), dict(details), batch.input_bytes)
+
+
+DoBatches = Callable[[Iterator[RawBatch]], Iterator[DoneBatch]]
+
+
 def make_part(task: Task, transform: Transform) -> Part:
     """Send one file through the transform, into a folder that gets its name when it is whole."""
+    return write_part(task, lambda batches: (do_batch(batch, task.text_field, transform) for batch in batches))
+
+
+def write_part(task: Task, do_batches: DoBatches, advance: Callable[[int], object] = lambda num_bytes: None) -> Part:
+    """The same, with the batches done elsewhere; `advance` is told how many bytes of the file are done."""
     temporary = task.folder.with_name(f"{task.folder.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -111,17 +159,20 @@ def make_part(task: Task, transform: Transform) -> Part:
     with contextlib.ExitStack() as stack:
         stack.callback(bad.close)
         writer = _PartWriter(temporary, stack)
-        for file, line, record in _numbered_records(task):
-            if isinstance(record, BadRecord):
+        for done in do_batches(read_batches(Source(task.root, [task.path]), task.text_field)):
+            writer.add(done)
+            for record in done.bad:
                 bad.add(record)
-            else:
-                writer.add(transform(record), file, line)
+            advance(done.input_bytes)
+    num_bad = bad.counts.total()
+    removed = sorted([*bad.close(), *writer.removed_files()], key=lambda file: file.path)
+    writer.counts.dropped.update(bad.counts)
     part = Part(
         key=task.key,
         documents=output_file(temporary / f"{DOCUMENTS}.jsonl.zst", task.output, writer.counts.documents),
-        removed=sorted([*bad.close(), *writer.removed_files()], key=lambda file: file.path),
-        num_bad=bad.counts.total(),
-        counts=writer.counts.result(bad.counts),
+        removed=removed,
+        num_bad=num_bad,
+        counts=writer.counts.result(),
         details=dict(sorted(writer.details.items())),
     )
     (temporary / RECORD).write_text(part.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -133,14 +184,8 @@ def make_part(task: Task, transform: Transform) -> Part:
     return part
 
 
-def _numbered_records(task: Task) -> Iterator[tuple[str, int, Document | BadRecord]]:
-    for batch in read_batches(Source(task.root, [task.path]), task.text_field):
-        for offset, record in enumerate(parse_batch(batch, task.text_field)):
-            yield batch.file, batch.first_line + offset, record
-
-
 class _PartWriter:
-    """Writes what the transform returned for one file, and counts it."""
+    """Writes what became of the batches of one file, and counts it."""
 
     def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
         self.counts = Counting()
@@ -149,16 +194,12 @@ class _PartWriter:
         self._kept = self._open(folder / f"{DOCUMENTS}.jsonl.zst")
         self._removed: dict[str, zstandard.ZstdCompressionWriter] = {}
 
-    def add(self, result: Kept | Removed, file: str, line: int) -> None:
-        if isinstance(result, Kept):
-            self._kept.write(document_line(result.document))
-            self.counts.keep(result.document)
-            self.details.update(result.counts)
-        else:
-            self._removed_stream(result.reason).write(
-                removed_line(result.document, file, line, result.reason, result.detail)
-            )
-            self.counts.dropped[result.reason] += 1
+    def add(self, done: DoneBatch) -> None:
+        self._kept.write(done.kept)
+        for reason, lines in done.removed.items():
+            self._removed_stream(reason).write(lines)
+        self.counts.add(done.counts)
+        self.details.update(done.details)
 
     def removed_files(self) -> list[OutputFile]:
         names = [(f"{REMOVED}/{reason}.jsonl.zst", reason) for reason in sorted(self._removed)]
@@ -166,7 +207,6 @@ class _PartWriter:
 
     def _removed_stream(self, reason: str) -> zstandard.ZstdCompressionWriter:
         if reason not in self._removed:
-            assert REASON.fullmatch(reason), f"reason {reason!r} is to name a file: lower-case letters, digits and _"
             (self._folder / REMOVED).mkdir(exist_ok=True)
             self._removed[reason] = self._open(self._folder / REMOVED / f"{reason}.jsonl.zst")
         return self._removed[reason]

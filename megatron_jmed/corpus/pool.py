@@ -1,18 +1,26 @@
 """Worker processes for the stages: how do they start, and what becomes of them when something dies?
 
-Invariant: a worker that dies is a CorpusError, never a hang; a parent that dies, or gives up, leaves no worker behind.
+Invariant: results come in the order of the work; a worker that dies is a CorpusError, never a hang; a parent that dies,
+or gives up, leaves no worker behind.
 """
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from megatron_jmed.errors import CorpusError
+
+# Enough that no worker waits for the reader, few enough that memory stays at some megabytes per worker.
+AHEAD_PER_WORKER = 3
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -32,6 +40,19 @@ def worker_pool(num_workers: int, what_to_do: Callable[[], str]) -> Iterator[Pro
             for process in set(multiprocessing.active_children()) - before:
                 process.terminate()
         pool.shutdown(cancel_futures=True)
+
+
+def in_order(
+    pool: ProcessPoolExecutor, num_workers: int, work: Callable[..., Result], items: Iterable[Item], *words: Any
+) -> Iterator[Result]:
+    """work(item, *words) of each item, in order; items are read a bounded number ahead, so a stream of any length will do."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item, *words))
+        if len(waiting) > AHEAD_PER_WORKER * num_workers:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def fewer_workers(num_workers: int) -> Callable[[], str]:

@@ -106,7 +106,7 @@ def _publish_shards(
             "counts": sum_counts([manifest.counts for manifest in manifests]),
             "details": {
                 "num_source_files": first.details["num_source_files"],
-                "counts": dict(sorted(sum_numbers([manifest.details["counts"] for manifest in manifests]).items())),
+                "counts": sum_numbers(manifest.details["counts"] for manifest in manifests),
             },
         }
     )

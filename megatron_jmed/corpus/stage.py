@@ -3,6 +3,7 @@
 In: a source, and a function that makes the stage's transform (Document -> Kept or Removed). Out:
 TARGET/documents/<one .jsonl.zst per input file>, TARGET/removed/REASON.jsonl.zst for removed documents,
 TARGET/removed/REASON.jsonl for records that are no documents, and manifest.json last.
+Many files are shared out among the workers; one that is larger than its share is done by all of them, batch by batch.
 While it runs, TARGET/.parts/NUMBER holds what became of one input file (parts.py). A rerun keeps a part whose record
 names the same input hash, settings and code, and does the others. With shard (i, n) the run takes every n-th file and
 writes TARGET/shard-i-of-n (shards.py).
@@ -16,7 +17,7 @@ import pickle
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -43,9 +44,22 @@ from megatron_jmed.corpus.part_folders import (
     link_or_copy,
     sole_writer,
 )
-from megatron_jmed.corpus.parts import DOCUMENTS, Kept, Part, Removed, Task, Transform, make_part, output_name, whole_part
-from megatron_jmed.corpus.pool import fewer_workers, worker_pool
-from megatron_jmed.corpus.reader import Source, find_source
+from megatron_jmed.corpus.parts import (
+    DOCUMENTS,
+    DoneBatch,
+    Kept,
+    Part,
+    Removed,
+    Task,
+    Transform,
+    do_batch,
+    make_part,
+    output_name,
+    whole_part,
+    write_part,
+)
+from megatron_jmed.corpus.pool import fewer_workers, in_order, worker_pool
+from megatron_jmed.corpus.reader import RawBatch, Source, find_source
 from megatron_jmed.corpus.shards import OUTPUT_NAMES, link_removed, merge_shards, parse_shard
 from megatron_jmed.errors import CorpusError
 
@@ -115,7 +129,7 @@ def run_stage(
         counts = sum_counts([part.counts for part in parts])
         if not shard and not counts.documents and not counts.dropped:
             raise CorpusError(f"{source} holds no record: its {len(found.files)} file(s) are empty")
-        details["counts"] = dict(sorted(sum_numbers([part.details for part in parts]).items()))
+        details["counts"] = sum_numbers(part.details for part in parts)
         folders = [task.folder for task in tasks]
         keep_removed = link_removed if shard else join_removed
         for folder, part in zip(folders, parts, strict=True):
@@ -191,13 +205,13 @@ def _all_parts(
     if parts:
         print(f"{len(parts)} of {len(tasks)} file(s) were finished by an earlier run", file=sys.stderr)
     interval = 0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_LINES
-    total = sum(task.path.stat().st_size for task in tasks)
+    total = sum(_size(task) for task in tasks)
     with tqdm(total=total, unit="B", unit_scale=True, disable=not progress, mininterval=interval) as bar:
-        bar.update(sum(task.path.stat().st_size for task in parts))
-        for task, part in _made_parts(todo, make_transform, workers):
-            parts[task] = part
-            bar.update(task.path.stat().st_size)
-            _check_budget(parts, max_bad)
+        bar.update(sum(_size(task) for task in parts))
+        with contextlib.closing(_made_parts(todo, make_transform, workers, bar.update)) as made:
+            for task, part in made:
+                parts[task] = part
+                _check_budget(parts, max_bad)
         _check_budget(parts, max_bad)
     return [parts[task] for task in tasks]
 
@@ -214,22 +228,59 @@ def _check_budget(parts: dict[Task, Part], max_bad: int) -> None:
 
 
 def _made_parts(
-    tasks: list[Task], make_transform: Callable[[], Transform], workers: int
+    tasks: list[Task], make_transform: Callable[[], Transform], workers: int, advance: Callable[[int], object]
 ) -> Iterator[tuple[Task, Part]]:
     """Do each file, here (one worker) or in several processes; in the order in which they are finished."""
-    if workers == 1 or len(tasks) < 2:
-        transform = make_transform() if tasks else None
+    if not tasks:
+        return
+    if workers == 1:
+        transform = make_transform()
         for task in tasks:
-            assert transform is not None
-            yield task, make_part(task, transform)
+            do_here = functools.partial(_batches_here, task.text_field, transform)
+            yield task, write_part(task, do_here, advance)
         return
     pickled = pickle.dumps(make_transform)
-    # The largest first, so that no worker is left alone with one at the end.
-    largest_first = sorted(tasks, key=lambda task: -task.path.stat().st_size)
-    with worker_pool(min(workers, len(tasks)), fewer_workers(workers)) as pool:
-        futures = {pool.submit(_make_part_in_worker, task, pickled): task for task in largest_first}
+    large, small = large_and_small(tasks, workers)
+    with worker_pool(workers, fewer_workers(workers)) as pool:
+        for task in large:
+            do = functools.partial(_batches_in_workers, pool, workers, task.text_field, pickled)
+            yield task, write_part(task, do, advance)
+        futures = {pool.submit(_make_part_in_worker, task, pickled): task for task in small}
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            part = future.result()
+            advance(_size(futures[future]))
+            yield futures[future], part
+
+
+def large_and_small(tasks: list[Task], workers: int) -> tuple[list[Task], list[Task]]:
+    """Which files are to be shared by all workers, batch by batch, and which are one worker's each; the largest first.
+
+    Files of their own are less work for the parent, but nobody should be alone with one at the end: where fewer files
+    than workers are left, or one is more than one and a half fair shares of what is left, it is shared.
+    """
+    small = sorted(tasks, key=lambda task: -_size(task))
+    large = []
+    while small and (len(small) < workers or 2 * _size(small[0]) * workers > 3 * sum(map(_size, small))):
+        large.append(small.pop(0))
+    return large, small
+
+
+def _size(task: Task) -> int:
+    return task.path.stat().st_size
+
+
+def _batches_here(text_field: str, transform: Transform, batches: Iterator[RawBatch]) -> Iterator[DoneBatch]:
+    return (do_batch(batch, text_field, transform) for batch in batches)
+
+
+def _batches_in_workers(
+    pool: ProcessPoolExecutor, workers: int, text_field: str, pickled: bytes, batches: Iterator[RawBatch]
+) -> Iterator[DoneBatch]:
+    return in_order(pool, workers, _do_batch_in_worker, batches, text_field, pickled)
+
+
+def _do_batch_in_worker(batch: RawBatch, text_field: str, pickled: bytes) -> DoneBatch:
+    return do_batch(batch, text_field, _transform_of_worker(pickled))
 
 
 def _make_part_in_worker(task: Task, pickled: bytes) -> Part:

@@ -14,10 +14,12 @@ import orjson
 import pytest
 import zstandard
 
+from megatron_jmed.corpus import counts as counts_module
+from megatron_jmed.corpus.counts import OTHER, Counting, sum_counts
 from megatron_jmed.corpus.document import Document, read_documents
 from megatron_jmed.corpus.manifest import MANIFEST_NAME, Manifest
 from megatron_jmed.corpus.reader import find_source
-from megatron_jmed.corpus.stage import PARTS, Kept, Removed, Transform, merge_shards, parse_shard, run_stage
+from megatron_jmed.corpus.stage import PARTS, Kept, Removed, Task, Transform, large_and_small, merge_shards, parse_shard, run_stage
 from megatron_jmed.errors import CorpusError
 
 NUM_FILES, NUM_LINES = 5, 40
@@ -102,6 +104,77 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(source: Path, tmp_path
     assert hashes(tmp_path / "1") == hashes(tmp_path / "2")
 
 
+@pytest.fixture(scope="module")
+def large_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One file of several batches, with bad records among them."""
+    path = tmp_path_factory.mktemp("large") / "large.jsonl.zst"
+    lines = [orjson.dumps({"id": f"0-{n}", "text": f"{n} " * 300, "source": f"s{n % 3}"}) for n in range(4000)]
+    lines[1500], lines[3500] = b"[]", b"{"
+    with zstandard.open(path, "wb") as stream:
+        stream.write(b"\n".join(lines))
+    return path
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_one_large_file_is_shared_by_all_workers_without_changing_a_byte(
+    workers: int, large_file: Path, source: Path, tmp_path: Path
+) -> None:
+    for place in (large_file, source):  # alone; and beside smaller ones, which stay whole
+        if place == source:
+            os.link(large_file, source / "large.jsonl.zst")
+        one, several = run(place, tmp_path / f"1-{place.name}"), run(place, tmp_path / f"n-{place.name}", workers=workers)
+        assert as_compared(one) == as_compared(several)
+        assert hashes(tmp_path / f"1-{place.name}") == hashes(tmp_path / f"n-{place.name}")
+    assert one.counts.dropped["not_an_object"] == 1 and one.counts.documents == 150 + 3000
+
+
+class Marking:
+    """Says in the document which process did it; `many` is taken where there is one."""
+
+    def __call__(self, document: Document) -> Kept | Removed:
+        raise AssertionError("many is faster")
+
+    def many(self, documents: list[Document]) -> list[Kept | Removed]:
+        return [Kept(document, {f"by_{os.getpid()}": 1}) for document in documents]
+
+
+def test_every_worker_has_a_part_in_a_large_file(large_file: Path, tmp_path: Path) -> None:
+    counts = run(large_file, tmp_path / "t", workers=2, make_transform=Marking).details["counts"]
+    assert len(counts) == 2 and f"by_{os.getpid()}" not in counts and sum(counts.values()) == 3998
+
+
+def test_files_are_shared_where_a_worker_would_be_left_alone(tmp_path: Path) -> None:
+    def shares(sizes: list[int], workers: int) -> tuple[list[int], list[int]]:
+        tasks = []
+        for number, size in enumerate(sizes):
+            (tmp_path / str(number)).write_bytes(bytes(size))
+            tasks.append(Task(tmp_path, tmp_path / str(number), "text", 0, tmp_path, str(number), ""))
+        large, small = large_and_small(tasks, workers)
+        return [task.path.stat().st_size for task in large], [task.path.stat().st_size for task in small]
+
+    assert shares([5], 2) == ([5], [])
+    assert shares([4, 6, 5], 2) == ([], [6, 5, 4])
+    assert shares([1, 12, 1, 1], 2) == ([12], [1, 1, 1])
+    assert shares([9, 1, 99, 1], 3) == ([99, 9, 1, 1], []), "two small ones cannot keep three workers busy"
+
+
+def test_counts_do_not_depend_on_how_the_work_was_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts_module, "MAX_GROUPS", 3)
+    documents = [Document("", "x" * (n % 5), f"s{n * 7919 % 13}", f"l{n % 2}", {}) for n in range(200)]
+
+    def counted(some: list[Document]):
+        counting = Counting()
+        for document in some:
+            counting.keep(document)
+        return counting.result()
+
+    whole = counted(documents)
+    assert list(whole.by_source) == [OTHER, "s0", "s1", "s10"] and whole.documents == 200
+    assert whole.by_source["s10"].documents == sum(document.source == "s10" for document in documents)
+    cuts = [counted(documents[start : start + 11]) for start in range(0, 200, 11)]
+    assert sum_counts(cuts) == sum_counts([sum_counts(cuts[1::2]), sum_counts(cuts[0::2])]) == whole
+
+
 def test_merged_shards_equal_an_unsharded_run(source: Path, tmp_path: Path) -> None:
     whole = run(source, tmp_path / "whole")
     for index in (3, 1, 2):
@@ -148,6 +221,12 @@ def test_a_dead_worker_is_an_error_and_the_rest_is_kept(source: Path, tmp_path: 
 
 def _run_slowly(source: Path, target: Path, workers: int) -> None:
     run(source, target, workers=workers, make_transform=functools.partial(make_transform, seconds=0.002))
+
+
+def test_a_dead_worker_in_a_large_file_is_an_error(large_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="a worker process died"):
+        run(large_file, tmp_path / "t", workers=2, make_transform=functools.partial(make_transform, dies_at="0-2001"))
+    assert run(large_file, tmp_path / "t", workers=2).counts.dropped["broken_json"] == 1
 
 
 @pytest.mark.parametrize("workers", [1, 2])
