@@ -59,9 +59,12 @@ class Counting:
         self._by_source, self._by_lang = Groups(), Groups()
 
     def keep(self, document: Document) -> None:
-        self.documents += 1
-        self._by_source.add(document.source, 1, len(document.text))
-        self._by_lang.add(document.lang, 1, len(document.text))
+        self.keep_many(document.source, document.lang, GroupCounts(documents=1, characters=len(document.text)))
+
+    def keep_many(self, source: str, lang: str, group: GroupCounts) -> None:
+        self.documents += group.documents
+        self._by_source.add_counts({source: group})
+        self._by_lang.add_counts({lang: group})
 
     def add(self, counts: Counts) -> None:
         self.documents += counts.documents

@@ -18,11 +18,21 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from megatron_jmed.corpus.manifest import PARTIAL_NAME, InputFile, OutputFile, load_manifest, sha256_file, sync_folder
+from megatron_jmed.corpus.manifest import (
+    MANIFEST_NAME,
+    PARTIAL_NAME,
+    InputFile,
+    Manifest,
+    OutputFile,
+    load_manifest,
+    open_target,
+    sha256_file,
+    sync_folder,
+)
 from megatron_jmed.corpus.reader import Source
 from megatron_jmed.errors import CorpusError
 
-PARTS, RECORD, REMOVED = ".parts", "record.json", "removed"
+PARTS, RECORD, PROGRESS, REMOVED = ".parts", "record.json", "progress.json", "removed"
 
 
 def key_hash(value: JsonValue) -> str:
@@ -36,6 +46,33 @@ def file_hashes(source: Source, inputs: list[InputFile]) -> dict[str, str]:
         folder = path.parent
         hashes |= {source.name(folder / file.path): file.sha256 for file in load_manifest(folder).files}
     return hashes
+
+
+@contextlib.contextmanager
+def opened(
+    target: Path,
+    stage: str,
+    settings: dict[str, JsonValue],
+    inputs: list[InputFile],
+    output_names: tuple[str, ...],
+    overwrite: bool,
+) -> Iterator[Manifest | None]:
+    """Open a target for the one run that writes it: `open_target` with a lock, finished work kept, clear about the disk."""
+    with contextlib.ExitStack() as stack:
+        if interrupted := (target / PARTS).exists():
+            stack.enter_context(sole_writer(target))
+            if not (target / MANIFEST_NAME).exists():
+                # Says that what stands here is a run of ours, also if it was killed before or after .partial existed.
+                (target / PARTIAL_NAME).mkdir(exist_ok=True)
+        finished = open_target(target, stage, settings, inputs, (*output_names, PARTS), overwrite)
+        if finished:
+            print(f"{target} is finished already ({finished.counts.documents} documents); nothing to do", file=sys.stderr)
+        else:
+            stack.enter_context(clear_about_disk(target))
+            if not interrupted:
+                stack.enter_context(sole_writer(target))
+        yield finished
+        shutil.rmtree(target / PARTS, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -62,8 +99,9 @@ def clear_about_disk(target: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         whole = len(list((target / PARTS).glob(f"??????/{RECORD}")))
+        kept = "what was saved last is" if (target / PARTS / PROGRESS).exists() else f"{whole} input file(s) are finished and"
         raise CorpusError(
-            f"the disk that holds {target} is full ({error.strerror}); {whole} input file(s) are finished and kept: "
+            f"the disk that holds {target} is full ({error.strerror}); {kept} kept: "
             f"make room and run the same command again"
         ) from None
 

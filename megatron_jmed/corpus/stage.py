@@ -25,12 +25,10 @@ from tqdm import tqdm
 
 from megatron_jmed.corpus.counts import sum_counts, sum_numbers
 from megatron_jmed.corpus.manifest import (
-    MANIFEST_NAME,
     PARTIAL_NAME,
     InputFile,
     Manifest,
     code_version,
-    open_target,
     publish,
 )
 from megatron_jmed.corpus.part_folders import (
@@ -42,6 +40,7 @@ from megatron_jmed.corpus.part_folders import (
     join_removed,
     key_hash,
     link_or_copy,
+    opened,
     sole_writer,
 )
 from megatron_jmed.corpus.parts import (
@@ -60,7 +59,15 @@ from megatron_jmed.corpus.parts import (
 )
 from megatron_jmed.corpus.pool import fewer_workers, in_order, worker_pool
 from megatron_jmed.corpus.reader import RawBatch, Source, find_source
-from megatron_jmed.corpus.shards import OUTPUT_NAMES, link_removed, merge_shards, parse_shard
+from megatron_jmed.corpus.shards import (
+    OUTPUT_NAMES,
+    check_shard,
+    link_removed,
+    merge_shards,
+    parse_shard,
+    shard_folder,
+    source_list,
+)
 from megatron_jmed.errors import CorpusError
 
 SECONDS_BETWEEN_LOG_LINES = 30.0
@@ -92,35 +99,22 @@ def run_stage(
     `make_transform` must be picklable; it is called once in each worker. Raises CorpusError for what the user can mend:
     a damaged file, more than `max_bad` bad records, a target of another run, a dead worker, a full disk.
     """
-    _check_words(workers, max_bad, shard)
+    _check_words(workers, max_bad)
     found, target = find_source(source), Path(target)
     licence = licence or found.licence()
     choices = {**settings, "text_field": text_field, "max_bad": max_bad, "licence": licence}
     details: dict[str, JsonValue] = {"num_source_files": len(found.files)}
     numbered = list(enumerate(found.files))
     if shard:
-        if (target / MANIFEST_NAME).exists() and not overwrite:
-            raise CorpusError(f"{target} holds a finished result already; choose another target, or use --overwrite")
-        index, num_shards = shard
-        numbered, target = numbered[index - 1 :: num_shards], target / f"shard-{index}-of-{num_shards}"
-        choices["shard"] = f"{index}/{num_shards}"
-        details["source_files_sha256"] = key_hash([found.name(path) for path in found.files])
+        check_shard(target, shard, overwrite)
+        numbered, target = numbered[shard[0] - 1 :: shard[1]], shard_folder(target, shard)
+        choices["shard"] = f"{shard[0]}/{shard[1]}"
+        details |= source_list(found)
     mine = Source(found.root, [path for _, path in numbered], found.manifests, found.ignored)
     inputs = mine.inputs()
-    with contextlib.ExitStack() as stack:
-        if interrupted := (target / PARTS).exists():
-            stack.enter_context(sole_writer(target))
-            if not (target / MANIFEST_NAME).exists():
-                # Says that what stands here is a run of ours, also if it was killed before or after .partial existed.
-                (target / PARTIAL_NAME).mkdir(exist_ok=True)
-        if finished := open_target(target, stage, choices, inputs, (*OUTPUT_NAMES, PARTS), overwrite):
-            shutil.rmtree(target / PARTS, ignore_errors=True)
-            count = finished.counts.documents
-            print(f"{target} is finished already ({count} documents); nothing to do", file=sys.stderr)
+    with opened(target, stage, choices, inputs, OUTPUT_NAMES, overwrite) as finished:
+        if finished:
             return finished
-        stack.enter_context(clear_about_disk(target))
-        if not interrupted:
-            stack.enter_context(sole_writer(target))
         if found.ignored:
             first = ", ".join(found.ignored[:5])
             print(f"ignored {len(found.ignored)} file(s) of other kinds in {source}: {first}", file=sys.stderr)
@@ -148,7 +142,6 @@ def run_stage(
             licence=licence,
         )
         publish(target, manifest, OUTPUT_NAMES)
-        shutil.rmtree(target / PARTS)
     return manifest
 
 
@@ -178,14 +171,12 @@ def _tasks(
     ]
 
 
-def _check_words(workers: int, max_bad: int, shard: tuple[int, int] | None) -> None:
+def _check_words(workers: int, max_bad: int) -> None:
     problems = []
     if workers < 1:
         problems.append(f"--workers {workers} is too small; at least 1 is needed")
     if max_bad < 0:
         problems.append(f"--max-bad {max_bad} is negative; 0 allows no bad record")
-    if shard and not 1 <= shard[0] <= shard[1]:
-        problems.append(f"--shard {shard[0]}/{shard[1]} does not exist; shards of n are 1/n to n/n")
     if problems:
         raise CorpusError("; ".join(problems))
 
