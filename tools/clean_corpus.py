@@ -19,14 +19,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
     parser.add_argument("--shard", metavar="i/n", help="do every n-th file only, e.g. 1/8; later --merge")
     parser.add_argument("--merge", action="store_true", help="publish the finished shards in TARGET as one result")
-    parser.add_argument("--max-bad", type=int, default=100, help="bad records that are kept aside before the run stops")
+    max_bad_help = "bad records that are kept aside before the run stops (default: 100; with --merge: what the shards had)"
+    parser.add_argument("--max-bad", type=int, help=max_bad_help)
     parser.add_argument("--licence", help="recorded in the manifest (default: what the source's manifest says)")
     parser.add_argument("--overwrite", action="store_true", help="replace a result made from something else")
     words = parser.parse_args()
     if words.merge == (words.source is not None):
         raise CorpusError("give SOURCE and TARGET, or --merge and TARGET alone")
     if words.merge:
-        manifest = merge_shards(words.target, words.overwrite)
+        manifest = merge_shards(words.target, words.overwrite, words.max_bad)
     else:
         manifest = clean(
             words.source,
@@ -34,7 +35,7 @@ def main() -> None:
             clean_settings(words.rules, words.set),
             workers=words.workers,
             text_field=words.text_field,
-            max_bad=words.max_bad,
+            max_bad=100 if words.max_bad is None else words.max_bad,
             shard=parse_shard(words.shard) if words.shard else None,
             overwrite=words.overwrite,
             licence=words.licence,

@@ -18,14 +18,18 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
     parser.add_argument("--shard", type=parse_shard, metavar="i/n", help="do every n-th file only, e.g. 1/8; later --merge")
     parser.add_argument("--merge", action="store_true", help="publish the finished shards in TARGET as one result")
-    parser.add_argument("--max-bad", type=int, default=100, help="bad records that are kept aside before the run stops")
+    max_bad_help = "bad records that are kept aside before the run stops (default: 100; with --merge: what the shards had)"
+    parser.add_argument("--max-bad", type=int, help=max_bad_help)
     parser.add_argument("--licence", help="recorded in the manifest (default: what the source's manifest says)")
     parser.add_argument("--overwrite", action="store_true", help="replace a result made from something else")
     words = vars(parser.parse_args())
     source, target, merge = words.pop("source"), words.pop("target"), words.pop("merge")
     if merge == (source is not None):
         raise CorpusError("give SOURCE and TARGET, or --merge and TARGET alone")
-    manifest = merge_shards(target, words["overwrite"]) if merge else mask_corpus(source, target, **words)
+    if merge:
+        manifest = merge_shards(target, words["overwrite"], words["max_bad"])
+    else:
+        manifest = mask_corpus(source, target, **words | {"max_bad": 100 if words["max_bad"] is None else words["max_bad"]})
     print(f"{target}: {manifest.counts.documents:,} documents; {manifest.details['counts'] or 'nothing to mask'}")
 
 

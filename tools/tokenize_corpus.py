@@ -4,16 +4,19 @@ import argparse
 import os
 from pathlib import Path
 
+from megatron_jmed.corpus.manifest import Counts
+from megatron_jmed.corpus.shards import parse_shard
+from megatron_jmed.corpus.token_shards import merge_token_shards
 from megatron_jmed.corpus.tokenizer import ENGINES, FAMILIES
 from megatron_jmed.corpus.tokens import TokenizeSettings, tokenize
-from megatron_jmed.errors import run_tool
+from megatron_jmed.errors import CorpusError, run_tool
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", type=Path, help=".jsonl, .jsonl.gz, .jsonl.zst or .parquet file, or a folder of them")
-    parser.add_argument("target", type=Path, help="folder to write; skipped if it already holds this result")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="SentencePiece .model file")
+    parser.add_argument("source", type=Path, nargs="?", help="file, folder or glob (not needed with --merge)")
+    parser.add_argument("target", type=Path, help="folder to write; a killed run goes on where it was")
+    parser.add_argument("--tokenizer", type=Path, help="SentencePiece .model file (not needed with --merge)")
     parser.add_argument("--text-field", default="text")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
     parser.add_argument("--no-bos", action="store_true", help="do not put <s> before each document")
@@ -22,26 +25,39 @@ def main() -> None:
     parser.add_argument("--engine", choices=ENGINES, default="auto", help=engine_help)
     family_help = f"whose ids: {', '.join(f'{name} = {versions}' for name, versions in FAMILIES.items())}"
     parser.add_argument("--family", choices=FAMILIES, default="float", help=family_help)
-    parser.add_argument("--max-bad", type=int, default=100, help="bad records that are kept aside before the run stops")
+    parser.add_argument("--shard", type=parse_shard, metavar="i/n", help="do the i-th of n ranges of files; later --merge")
+    parser.add_argument("--merge", action="store_true", help="publish the finished shards in TARGET as one token set")
+    max_bad_help = "bad records that are kept aside before the run stops (default: 100; with --merge: what the shards had)"
+    parser.add_argument("--max-bad", type=int, help=max_bad_help)
     parser.add_argument("--licence", help="recorded in the manifest (default: what the source's manifest says)")
     parser.add_argument("--overwrite", action="store_true", help="replace a token set made from something else")
     words = parser.parse_args()
+    if words.merge != (words.source is None) or words.merge == bool(words.tokenizer):
+        raise CorpusError("give SOURCE, TARGET and --tokenizer, or --merge and TARGET alone")
+    counts = _merged(words) if words.merge else _tokenized(words)
+    dropped = f", dropped {counts.dropped}" if counts.dropped else ""
+    totals = f"{counts.documents:,} documents, {counts.characters:,} characters, {counts.tokens:,} tokens"
+    print(f"{words.target}: {totals}{dropped}")
+
+
+def _merged(words: argparse.Namespace) -> Counts:
+    return merge_token_shards(words.target, words.overwrite, words.max_bad).counts
+
+
+def _tokenized(words: argparse.Namespace) -> Counts:
     settings = TokenizeSettings(
         tokenizer=words.tokenizer,
         text_field=words.text_field,
         bos=not words.no_bos,
         eos=not words.no_eos,
-        max_bad=words.max_bad,
+        max_bad=100 if words.max_bad is None else words.max_bad,
         licence=words.licence,
         family=words.family,
         engine=words.engine,
         workers=words.workers,
         overwrite=words.overwrite,
     )
-    counts = tokenize(words.source, words.target, settings).counts
-    dropped = f", dropped {counts.dropped}" if counts.dropped else ""
-    totals = f"{counts.documents:,} documents, {counts.characters:,} characters, {counts.tokens:,} tokens"
-    print(f"{words.target}: {totals}{dropped}")
+    return tokenize(words.source, words.target, settings, words.shard).counts
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Invariant: every record becomes exactly one Document or one BadRecord, in order,
 
 import base64
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -211,6 +212,26 @@ class RemovedRecords:
         self.counts: Counter[str] = Counter()
         self._streams: dict[str, BinaryIO] = {}
         self._first: BadRecord | None = None
+        self._is_resumed = False
+
+    def sync(self) -> dict[str, tuple[int, int]]:
+        """Make what was kept survive a power failure; rows and bytes by reason, for `resume`."""
+        for stream in self._streams.values():
+            stream.flush()
+            os.fsync(stream.fileno())
+        return {reason: (self.counts[reason], stream.tell()) for reason, stream in sorted(self._streams.items())}
+
+    def resume(self, kept: dict[str, tuple[int, int]]) -> None:
+        """Keep the given rows and bytes of what an earlier run left in the folder, and nothing else of it."""
+        for path in self.folder.glob("*.jsonl"):
+            if path.stem not in kept:
+                path.unlink()
+        self._is_resumed = bool(kept)
+        for reason, (rows, num_bytes) in kept.items():
+            self._streams[reason] = open(self.folder / f"{reason}.jsonl", "r+b")
+            self._streams[reason].truncate(num_bytes)
+            self._streams[reason].seek(num_bytes)
+            self.counts[reason] = rows
 
     def add(self, bad: BadRecord) -> None:
         """Keep one record; CorpusError if the budget is spent."""
@@ -219,9 +240,10 @@ class RemovedRecords:
         self.counts[bad.reason] += 1
         if self.max_bad is not None and self.counts.total() > self.max_bad:
             self.close()
+            place = "one" if self._is_resumed else "the first"
             reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.counts.items()))
             raise CorpusError(
-                f"{self._first.file}:{self._first.line}: {self._first.reason}; this is the first of more than "
+                f"{self._first.file}:{self._first.line}: {self._first.reason}; this is {place} of more than "
                 f"{self.max_bad} bad record(s) ({reasons}), kept in {self.folder}; "
                 f"mend the source or allow more with --max-bad"
             )

@@ -16,9 +16,10 @@ IndexedDatasetBuilder writes for the same documents.
 import hashlib
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -32,6 +33,7 @@ DTYPE_CODES = {"int32": 4, "uint16": 8}
 # Megatron-Core's own limit, below 2**16; other tools use 65,536 and clash with it.
 UINT16_VOCAB_LIMIT = 65_500
 DOCUMENTS_PER_WRITE = 2**20
+COPY_BYTES = 2**22
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -40,15 +42,23 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class TokenWriter:
-    """Writes FOLDER/NAME.bin as documents come in, and NAME.idx at the end; holds 4 bytes of memory per document."""
+    """Writes FOLDER/NAME.bin and NAME.lengths (i32) as documents come in, and NAME.idx at the end, in little memory.
 
-    def __init__(self, folder: Path, name: str, dtype: np.dtype) -> None:
+    Of what an earlier writer left there, the given numbers of documents and tokens are kept (and read, to hash them).
+    """
+
+    def __init__(self, folder: Path, name: str, dtype: np.dtype, num_documents: int = 0, num_tokens: int = 0) -> None:
         self.folder = folder
         self.name = name
         self.dtype = dtype
-        self._lengths: list[np.ndarray] = []
-        self._bin = open(folder / f"{name}.bin", "wb")
+        self.num_documents, self.num_tokens = num_documents, num_tokens
         self._digest = hashlib.sha256()
+        self._bin = _reopened(folder / f"{name}.bin", num_tokens * dtype.itemsize, self._digest)
+        self._lengths = _reopened(self._lengths_path, num_documents * 4)
+
+    @property
+    def _lengths_path(self) -> Path:
+        return self.folder / f"{self.name}.lengths"
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
         """Append consecutive documents: all their ids, and the number of ids of each."""
@@ -56,28 +66,56 @@ class TokenWriter:
         data = tokens.tobytes()
         self._digest.update(data)
         self._bin.write(data)
-        self._lengths.append(lengths)
+        self._lengths.write(lengths.astype("<i4", copy=False).tobytes())
+        self.num_documents += len(lengths)
+        self.num_tokens += len(tokens)
+
+    def sync(self) -> None:
+        """Make what was added survive a power failure."""
+        for stream in (self._bin, self._lengths):
+            stream.flush()
+            os.fsync(stream.fileno())
 
     def finish(self) -> list[OutputFile]:
         """Write the index, flush both files to disk, and describe them."""
-        num_bytes = self._bin.tell()
         self.close()
-        lengths = np.concatenate([np.empty(0, "<i4"), *self._lengths])
         tokens = OutputFile(
-            path=f"{self.name}.bin", rows=len(lengths), bytes=num_bytes, sha256=self._digest.hexdigest()
+            path=f"{self.name}.bin",
+            rows=self.num_documents,
+            bytes=self.num_tokens * self.dtype.itemsize,
+            sha256=self._digest.hexdigest(),
         )
-        return [tokens, write_index(self.folder / f"{self.name}.idx", lengths, self.dtype)]
+        (self.folder / f"{self.name}.idx").unlink(missing_ok=True)  # it may have a second name, as a published file
+        lengths = np.memmap(self._lengths_path, "<i4", "r") if self.num_documents else np.empty(0, "<i4")
+        return [tokens, write_index(self.folder / f"{self.name}.idx", [lengths], self.dtype)]
 
     def close(self) -> None:
-        """Flush and close the .bin file; also right when the run fails."""
+        """Flush and close the files; also right when the run fails."""
         if not self._bin.closed:
-            self._bin.flush()
-            os.fsync(self._bin.fileno())
+            self.sync()
             self._bin.close()
+            self._lengths.close()
 
 
-def write_index(path: Path, lengths: np.ndarray, dtype: np.dtype) -> OutputFile:
-    """Write the .idx file of documents with these lengths."""
+def _reopened(path: Path, num_bytes: int, digest: Any = None) -> BinaryIO:
+    """Open a file for appending after its first bytes, which are hashed; what follows them is cut off."""
+    if not num_bytes:
+        path.unlink(missing_ok=True)  # it may have a second name, as a published file
+    stream = open(path, "r+b" if num_bytes and path.exists() else "w+b")
+    found = os.fstat(stream.fileno()).st_size
+    if found < num_bytes:
+        stream.close()
+        raise CorpusError(f"{path} has {found} bytes of the {num_bytes} that were saved; delete {path.parent} and run again")
+    if digest:
+        for start in range(0, num_bytes, COPY_BYTES):
+            digest.update(stream.read(min(COPY_BYTES, num_bytes - start)))
+    stream.seek(num_bytes)
+    stream.truncate()
+    return stream
+
+
+def write_index(path: Path, lengths: Sequence[np.ndarray], dtype: np.dtype) -> OutputFile:
+    """Write the .idx file of documents with these lengths, given in one or more (memory-mapped) pieces."""
     digest = hashlib.sha256()
     with open(path, "wb") as stream:
         for block in _index_blocks(lengths, dtype):
@@ -86,22 +124,28 @@ def write_index(path: Path, lengths: np.ndarray, dtype: np.dtype) -> OutputFile:
         num_bytes = stream.tell()
         stream.flush()
         os.fsync(stream.fileno())
-    return OutputFile(path=path.name, rows=len(lengths), bytes=num_bytes, sha256=digest.hexdigest())
+    return OutputFile(path=path.name, rows=sum(map(len, lengths)), bytes=num_bytes, sha256=digest.hexdigest())
 
 
-def _index_blocks(lengths: np.ndarray, dtype: np.dtype) -> Iterator[bytes]:
-    """The .idx file in pieces, so that the 8-byte tables never stand in memory as a whole."""
-    num = len(lengths)
-    starts = range(0, num, DOCUMENTS_PER_WRITE)
+def _index_blocks(lengths: Sequence[np.ndarray], dtype: np.dtype) -> Iterator[bytes]:
+    """The .idx file in blocks, so that no table ever stands in memory as a whole."""
+    num = sum(map(len, lengths))
     yield HEADER.pack(MAGIC, VERSION, DTYPE_CODES[dtype.name], num, num + 1)
-    yield lengths.astype("<i4", copy=False).tobytes()
+    for block in _blocks(lengths):
+        yield block.astype("<i4", copy=False).tobytes()
     offset = 0
-    for start in starts:
-        ends = offset + np.cumsum(lengths[start : start + DOCUMENTS_PER_WRITE], dtype="<i8")
+    for block in _blocks(lengths):
+        ends = offset + np.cumsum(block, dtype="<i8")
         yield (np.concatenate([[offset], ends[:-1]]) * dtype.itemsize).astype("<i8").tobytes()
         offset = int(ends[-1])
     for start in range(0, num + 1, DOCUMENTS_PER_WRITE):
         yield np.arange(start, min(start + DOCUMENTS_PER_WRITE, num + 1), dtype="<i8").tobytes()
+
+
+def _blocks(lengths: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    for piece in lengths:
+        for start in range(0, len(piece), DOCUMENTS_PER_WRITE):
+            yield piece[start : start + DOCUMENTS_PER_WRITE]
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,18 @@ def shard_folder(target: Path, shard: tuple[int, int]) -> Path:
     return target / f"shard-{shard[0]}-of-{shard[1]}"
 
 
+def file_range(files: list[Path], shard: tuple[int, int]) -> list[Path]:
+    """The i-th of n ranges of consecutive files, with about equal numbers of bytes; perhaps none."""
+    sizes = [path.stat().st_size + 1 for path in files]  # so that empty files have a place too
+    total, begin, mine = sum(sizes), 0, []
+    for path, size in zip(files, sizes, strict=True):
+        # A file belongs where its middle lies: twice the middle over twice the total, in n-ths.
+        if (2 * begin + size) * shard[1] // (2 * total) == shard[0] - 1:
+            mine.append(path)
+        begin += size
+    return mine
+
+
 def source_list(source: Source) -> dict[str, JsonValue]:
     """What the shards of one run must agree on: how many files the whole source has, and their names and sizes."""
     listed = [[source.name(path), path.stat().st_size] for path in source.files]

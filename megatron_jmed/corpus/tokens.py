@@ -3,13 +3,17 @@
 In: a source of documents and a SentencePiece model. Out: TARGET/tokens.bin and tokens.idx (Megatron-Core's format),
 removed/REASON.jsonl for records that are no documents, and manifest.json. Three parts that know nothing of each
 other: reader.py reads, `_encode` (in several processes) turns a raw batch into ids, indexed.py writes.
+While it runs, all that is in TARGET/.parts, with the place up to which it is whole (token_progress.py): a rerun goes on
+there. With shard (i, n) the run takes a range of the files and writes TARGET/shard-i-of-n (token_shards.py joins them).
 Invariant: documents keep the order of the source, and the output is the same, byte for byte, for any number of
-workers.
+workers or shards and however often the run was killed.
 """
 
 import contextlib
 import functools
+import os
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -21,31 +25,33 @@ import orjson
 from pydantic import JsonValue, TypeAdapter, ValidationError
 from tqdm import tqdm
 
+from megatron_jmed.corpus import token_progress
+from megatron_jmed.corpus.counts import Counting
 from megatron_jmed.corpus.document import UNKNOWN, BadRecord, Document, RemovedRecords, parse_batch
 from megatron_jmed.corpus.indexed import TokenWriter, read_index
 from megatron_jmed.corpus.manifest import (
     PARTIAL_NAME,
     Counts,
     GroupCounts,
+    InputFile,
     Manifest,
+    OutputFile,
     check_files,
     code_version,
     load_manifest,
-    open_target,
     publish,
 )
+from megatron_jmed.corpus.part_folders import PARTS, REMOVED, file_hashes, key_hash, link_or_copy, opened
 from megatron_jmed.corpus.pool import worker_pool
-from megatron_jmed.corpus.reader import RawBatch, Source, find_source, read_batches
+from megatron_jmed.corpus.reader import RawBatch, Source, find_source
+from megatron_jmed.corpus.shards import check_shard, file_range, shard_folder, source_list
+from megatron_jmed.corpus.token_progress import Progress, begin, load_progress, remaining_batches
 from megatron_jmed.corpus.tokenizer import ENGINES, FAMILIES, Encoder, Engine, Family, TokenizerInfo
 from megatron_jmed.errors import CorpusError
 
 STAGE = "tokenize"
 NAME = "tokens"
-REMOVED = "removed"
 OUTPUT_NAMES = (f"{NAME}.bin", f"{NAME}.idx", REMOVED)
-# A corpus that puts, say, the page's address into `source` must not fill the manifest with a million lines.
-MAX_GROUPS = 1000
-OTHER = "(other)"
 # Enough that no worker waits for the reader, few enough that memory stays at some megabytes per worker.
 BATCHES_PER_WORKER = 3
 SECONDS_BETWEEN_LOG_LINES = 30.0
@@ -78,8 +84,13 @@ class TokenizeSettings:
             raise CorpusError(f"--max-bad {self.max_bad} is negative; 0 allows no bad record")
 
 
-def tokenize(source: str | Path, target: str | Path, settings: TokenizeSettings) -> Manifest:
-    """Tokenise every document of a source into TARGET; a target that is already finished is left as it is."""
+def tokenize(
+    source: str | Path, target: str | Path, settings: TokenizeSettings, shard: tuple[int, int] | None = None
+) -> Manifest:
+    """Tokenise every document of a source into TARGET; a target that is already finished is left as it is.
+
+    With `shard` (i, n) only the i-th range of the files, into TARGET/shard-i-of-n; some of n may get no file.
+    """
     target = Path(target)
     found = find_source(source)
     encoder = Encoder(settings.tokenizer, settings.bos, settings.eos, settings.engine, settings.family)
@@ -94,54 +105,95 @@ def tokenize(source: str | Path, target: str | Path, settings: TokenizeSettings)
         "max_bad": settings.max_bad,
         "licence": licence,
     }
-    inputs = found.inputs()
-    if finished := open_target(target, STAGE, choices, inputs, OUTPUT_NAMES, settings.overwrite):
-        print(f"{target} is finished already ({finished.counts.documents} documents); nothing to do", file=sys.stderr)
-        return finished
-    if encoder.fallback:
-        print(f"encoding with sentencepiece, some times slower: {encoder.fallback}", file=sys.stderr)
-    if found.ignored:
-        first = ", ".join(found.ignored[:5])
-        print(f"ignored {len(found.ignored)} file(s) of other kinds in {source}: {first}", file=sys.stderr)
-
-    partial = target / PARTIAL_NAME
-    writer = TokenWriter(partial, NAME, encoder.dtype)
-    removed = RemovedRecords(partial / REMOVED, settings.max_bad)
-    try:
-        counts = _write_all(found, settings, encoder, writer, removed)
-        files, removed_files = writer.finish(), removed.close()
-    finally:
-        writer.close()
-        removed.close()
-    if not counts.documents:
-        raise CorpusError(f"{source} holds no usable document (dropped: {counts.dropped or 'none, it is empty'})")
-    manifest = Manifest(
-        stage=STAGE,
-        settings=choices,
-        code_version=code_version(),
-        source=str(source),
-        inputs=inputs,
-        ignored_inputs=found.ignored,
-        files=files,
-        removed_files=removed_files,
-        counts=counts,
-        details={"tokenizer": asdict(info), "dtype": encoder.dtype.name},
-        licence=licence,
-    )
-    publish(target, manifest, OUTPUT_NAMES)
+    details: dict[str, JsonValue] = {"tokenizer": asdict(info), "dtype": encoder.dtype.name}
+    mine = found
+    if shard:
+        check_shard(target, shard, settings.overwrite)
+        files = file_range(found.files, shard)
+        mine, target = Source(found.root, files, found.manifests, found.ignored), shard_folder(target, shard)
+        choices["shard"] = f"{shard[0]}/{shard[1]}"
+        details |= {**source_list(found), "num_files": len(files)}
+    inputs = mine.inputs()
+    with opened(target, STAGE, choices, inputs, OUTPUT_NAMES, settings.overwrite) as finished:
+        if finished:
+            return finished
+        if encoder.fallback:
+            print(f"encoding with sentencepiece, some times slower: {encoder.fallback}", file=sys.stderr)
+        if found.ignored:
+            first = ", ".join(found.ignored[:5])
+            print(f"ignored {len(found.ignored)} file(s) of other kinds in {source}: {first}", file=sys.stderr)
+        progress = _found_progress(target, _progress_key(mine, inputs, choices))
+        files, removed_files, counts = _write_all(mine, settings, encoder, target / PARTS, progress)
+        if not counts.documents and not shard:
+            raise CorpusError(f"{source} holds no usable document (dropped: {counts.dropped or 'none, it is empty'})")
+        for file in [*files, *removed_files]:
+            link_or_copy(target / PARTS / file.path, target / PARTIAL_NAME / file.path)
+        manifest = Manifest(
+            stage=STAGE,
+            settings=choices,
+            code_version=code_version(),
+            source=str(source),
+            inputs=inputs,
+            ignored_inputs=found.ignored,
+            files=files,
+            removed_files=removed_files,
+            counts=counts,
+            details=details,
+            licence=licence,
+        )
+        publish(target, manifest, OUTPUT_NAMES)
     return manifest
 
 
+def _found_progress(target: Path, key: str) -> Progress:
+    work, published = target / PARTS / f"{NAME}.bin", target / f"{NAME}.bin"
+    # Killed after all was done: to go on would cut what is published.
+    is_published = work.exists() and published.exists() and os.path.samefile(work, published)
+    progress = None if is_published else load_progress(target / PARTS, key)
+    return progress or begin(target / PARTS, key)
+
+
+def _progress_key(source: Source, inputs: list[InputFile], choices: dict[str, JsonValue]) -> str:
+    # What does not change the tokens is left out, so that a rerun with a larger budget goes on.
+    decisive = {name: value for name, value in choices.items() if name not in ("max_bad", "licence", "shard")}
+    hashes = file_hashes(source, inputs)
+    names = [source.name(path) for path in source.files]
+    return key_hash([STAGE, decisive, code_version(), [[name, hashes[name]] for name in names]])
+
+
 def _write_all(
-    source: Source, settings: TokenizeSettings, encoder: Encoder, writer: TokenWriter, removed: RemovedRecords
+    source: Source, settings: TokenizeSettings, encoder: Encoder, folder: Path, progress: Progress
+) -> tuple[list[OutputFile], list[OutputFile], Counts]:
+    """Read, encode and write what is not done yet, in order, and count it; describe the tokens and the removed records."""
+    removed = RemovedRecords(folder / REMOVED, settings.max_bad)
+    with contextlib.ExitStack() as stack:
+        writer = TokenWriter(folder, NAME, encoder.dtype, progress.documents, progress.tokens)
+        stack.callback(writer.close)
+        stack.callback(removed.close)
+        removed.resume(progress.removed)
+        counts = _write_batches(source, settings, encoder, writer, removed, progress)
+        return writer.finish(), removed.close(), counts
+
+
+def _write_batches(
+    source: Source,
+    settings: TokenizeSettings,
+    encoder: Encoder,
+    writer: TokenWriter,
+    removed: RemovedRecords,
+    progress: Progress,
 ) -> Counts:
-    """Read, encode and write everything, in order, and count it."""
-    by_source, by_lang = _Groups(), _Groups()
-    num_tokens = num_documents = 0
+    counting = Counting()
+    counting.add(progress.counts)
+    already, began, saved = progress.tokens, time.monotonic(), time.monotonic()
+    if progress.documents:
+        print(f"{progress.documents:,} documents were tokenised by an earlier run", file=sys.stderr)
     disable = not settings.progress
     interval = 0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_LINES
     bar = tqdm(total=source.num_bytes(), unit="B", unit_scale=True, disable=disable, mininterval=interval)
-    batches = read_batches(source, settings.text_field, fields=("source", "lang"))
+    bar.update(sum(path.stat().st_size for path in source.files[: progress.file]))
+    places: deque[tuple[int, int]] = deque()
+    batches = remaining_batches(source, settings.text_field, progress, places)
     # closing() ends the workers when this loop stops early, and not whenever the generator is collected.
     with bar, contextlib.closing(_encoded_in_order(batches, settings, encoder)) as encoded_batches:
         for batch in encoded_batches:
@@ -149,49 +201,29 @@ def _write_all(
             for bad in batch.bad:
                 removed.add(bad)
             for (name, lang), counted in batch.groups.items():
-                by_source.add(name, counted)
-                by_lang.add(lang, counted)
-            num_tokens += len(batch.tokens)
-            num_documents += len(batch.lengths)
-            seconds = max(bar.format_dict["elapsed"], 1e-9)
+                counting.keep_many(name, lang, counted)
+            file, num_batches = places.popleft()
+            if time.monotonic() - saved > token_progress.SECONDS_BETWEEN_SAVES:
+                writer.sync()
+                Progress(
+                    key=progress.key,
+                    file=file,
+                    batches=num_batches,
+                    documents=writer.num_documents,
+                    tokens=writer.num_tokens,
+                    removed=removed.sync(),
+                    counts=counting.result(),
+                ).save(writer.folder)
+                saved = time.monotonic()
+            speed = (writer.num_tokens - already) / max(time.monotonic() - began, 1e-9)
             bar.set_postfix_str(
-                f"{num_documents:,} documents, {num_tokens:,} tokens, {num_tokens / seconds:,.0f} tokens/s",
-                refresh=False,
+                f"{writer.num_documents:,} documents, {writer.num_tokens:,} tokens, {speed:,.0f} tokens/s", refresh=False
             )
             bar.update(batch.input_bytes)
-    total = by_lang.total()
-    assert (total.documents, total.tokens) == (num_documents, num_tokens)
-    return Counts(
-        documents=total.documents,
-        characters=total.characters,
-        tokens=total.tokens,
-        dropped=dict(sorted(removed.counts.items())),
-        by_source=by_source.counts,
-        by_lang=by_lang.counts,
-    )
-
-
-class _Groups:
-    """Sums counts by name; names beyond the first MAX_GROUPS share one line."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, GroupCounts] = {}
-
-    def add(self, name: str, new: GroupCounts) -> None:
-        if name not in self.counts and len(self.counts) >= MAX_GROUPS:
-            name = OTHER
-        self.counts[name] = _sum([self.counts.get(name, GroupCounts()), new])
-
-    def total(self) -> GroupCounts:
-        return _sum(list(self.counts.values()))
-
-
-def _sum(groups: list[GroupCounts]) -> GroupCounts:
-    return GroupCounts(
-        documents=sum(group.documents for group in groups),
-        characters=sum(group.characters for group in groups),
-        tokens=sum(group.tokens for group in groups),
-    )
+    counting.dropped.update(removed.counts)
+    counts = counting.result()
+    assert (counts.documents, counts.tokens) == (writer.num_documents, writer.num_tokens)
+    return counts
 
 
 # ---- encoding, in this process or in several
@@ -299,6 +331,8 @@ def load_token_set(folder: str | Path) -> TokenSet:
     manifest = load_manifest(folder)
     if manifest.stage != STAGE:
         raise CorpusError(f"{folder} is the result of stage {manifest.stage!r}, not a token set")
+    if "shard" in manifest.settings:
+        raise CorpusError(f"{folder} is shard {manifest.settings['shard']} of a token set; tools/tokenize_corpus.py --merge")
     try:
         info = TypeAdapter(TokenizerInfo).validate_python(manifest.details.get("tokenizer"))
     except ValidationError as error:

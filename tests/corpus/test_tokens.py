@@ -15,7 +15,7 @@ import pytest
 import sentencepiece
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
-from megatron_jmed.corpus import indexed, reader, tokens
+from megatron_jmed.corpus import indexed, reader, token_progress
 from megatron_jmed.corpus.document import read_documents
 from megatron_jmed.corpus.indexed import token_dtype, write_index
 from megatron_jmed.corpus.manifest import load_manifest, sha256_file
@@ -70,13 +70,13 @@ def test_index_of_any_lengths_equals_megatrons(dtype, tmp_path, monkeypatch) -> 
         for length in lengths:
             builder.add_document(np.zeros(length, dtype), [int(length)])
         builder.finalize(str(tmp_path / "m.idx"))
-        write_index(tmp_path / "ours.idx", lengths, np.dtype(dtype))
+        write_index(tmp_path / "ours.idx", [lengths[:13], lengths[13:]], np.dtype(dtype))
         assert (tmp_path / "ours.idx").read_bytes() == (tmp_path / "m.idx").read_bytes()
 
 
 def test_offsets_beyond_32_bits(tmp_path) -> None:
     lengths = np.array([2**31 - 1, 2**31 - 1, 5], dtype=np.int32)
-    write_index(tmp_path / "a.idx", lengths, np.dtype("int32"))
+    write_index(tmp_path / "a.idx", [lengths], np.dtype("int32"))
     offsets = np.fromfile(tmp_path / "a.idx", dtype="<i8", offset=34 + 12, count=3)
     assert offsets.tolist() == [0, 4 * (2**31 - 1), 8 * (2**31 - 1)]
     assert indexed.read_index(tmp_path / "a.idx").num_tokens == 2**32 + 3
@@ -152,7 +152,7 @@ def test_manifest_accounts_for_every_record(tokenizer, settings, write_lines, tm
 
 
 def test_many_sources_share_one_line(settings, write_lines, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(tokens, "MAX_GROUPS", 3)
+    monkeypatch.setattr("megatron_jmed.corpus.counts.MAX_GROUPS", 3)
     manifest = tokenize(write_lines({"text": "x", "source": f"s{i}"} for i in range(9)), tmp_path / "set", settings())
     documents = {name: group.documents for name, group in manifest.counts.by_source.items()}
     assert documents == {"s0": 1, "s1": 1, "s2": 1, "(other)": 6}
@@ -287,11 +287,11 @@ def test_a_killed_worker_is_an_error_and_the_next_run_is_clean(texts_ja, setting
                 os.kill(killed[0], signal.SIGKILL)
             yield batch
 
-    monkeypatch.setattr(tokens, "read_batches", kill_one_after_some_batches)
+    monkeypatch.setattr(token_progress, "read_batches", kill_one_after_some_batches)
     with pytest.raises(CorpusError, match=r"a worker process died.*texts_ja.jsonl:\d+, 2 workers"):
         tokenize(texts_ja, tmp_path / "set", settings(workers=2))
     assert killed and children() == []
-    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [".partial"]
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [".partial", ".parts"]
     assert tokenize(texts_ja, tmp_path / "set", settings(workers=1)).counts.documents == 426
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["manifest.json", "tokens.bin", "tokens.idx"]
 
@@ -319,21 +319,21 @@ def test_workers_end_when_the_parent_is_killed(texts_ja, tokenizer, tmp_path) ->
     script.write_text(
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from megatron_jmed.corpus import tokens\n"
+        "from megatron_jmed.corpus import token_progress, tokens\n"
         "def endless(*_, **__):\n"
         "    from megatron_jmed.corpus.reader import RawBatch\n"
         "    while True:\n"
         "        time.sleep(0.02)\n"
         "        yield RawBatch('a.jsonl', 1, 'jsonl', b'{\"text\": \"x\"}', 0)\n"
         "if __name__ == '__main__':\n"
-        "    tokens.read_batches = endless\n"
+        "    token_progress.read_batches = endless\n"
         "    tokens.tokenize(sys.argv[1], sys.argv[2], tokens.TokenizeSettings(Path(sys.argv[3]), workers=2, progress=False))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     parent = subprocess.Popen([sys.executable, script, texts_ja, tmp_path / "set", tokenizer], env=environment)
     listing = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
     deadline = time.monotonic() + 20
-    bin_path = tmp_path / "set" / ".partial" / "tokens.bin"
+    bin_path = tmp_path / "set" / ".parts" / "tokens.bin"
     while not (bin_path.exists() and len(listing.read_text().split()) >= 2) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)
