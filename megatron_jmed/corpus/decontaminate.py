@@ -34,8 +34,8 @@ import orjson
 from numpy.typing import NDArray
 
 from megatron_jmed.corpus.document import Document, read_documents
-from megatron_jmed.corpus.manifest import Manifest
-from megatron_jmed.corpus.stage import Kept, Removed, Transform, run_stage
+from megatron_jmed.corpus.manifest import MANIFEST_NAME, Manifest, load_manifest
+from megatron_jmed.corpus.stage import Kept, Removed, Transform, merge_shards, run_stage
 from megatron_jmed.errors import CorpusError
 
 STAGE = "decontaminate"
@@ -439,29 +439,67 @@ def _joined(codes: Codes, words: bool) -> str:
 
 
 def decontaminate(
-    source: Path, target: Path, exams: Sequence[Path], action: Action = "remove", overwrite: bool = False, **words: Any
+    source: Path,
+    target: Path,
+    exams: Sequence[Path],
+    action: Action = "remove",
+    overwrite: bool = False,
+    shard: tuple[int, int] | None = None,
+    **words: Any,
 ) -> Manifest:
     """Remove (or flag in `meta`) the documents of `source` that hold a question, and write TARGET/contamination.json.
 
-    `words` go to `run_stage`: workers, text_field, max_bad, progress, licence.
+    A shard has no such report: it is about the whole corpus, so `merge_decontaminated` writes it. `words` go to
+    `run_stage`: workers, text_field, max_bad, progress, licence.
     """
     texts = _all_texts(exams)
-    lines = "\n".join(json.dumps(asdict(text), ensure_ascii=False, sort_keys=True) for text in texts)
     settings = {
         "action": action,
         "exams": [path.name for path in map(Path, exams)],
-        "exams_sha256": hashlib.sha256(lines.encode()).hexdigest(),
+        "exams_sha256": _exams_sha256(texts),
         "rules": {name: asdict(rule) for name, rule in RULES.items()},
     }
-    report = Path(target) / REPORT_NAME
-    # It is no output of the runner, which refuses a folder with files it does not know.
-    if overwrite or not (Path(target) / "manifest.json").exists():
-        for old in (report, report.with_name(f"{REPORT_NAME}.tmp")):
-            old.unlink(missing_ok=True)
     make = functools.partial(make_transform, tuple(map(Path, exams)), action)
+    if shard:
+        return run_stage(STAGE, source, target, settings, make, overwrite=overwrite, shard=shard, **words)
+    _delete_old_report(Path(target), overwrite)
     manifest = run_stage(STAGE, source, target, settings, make, overwrite=overwrite, **words)
-    if not report.exists():
-        write_report(Path(target), texts)
+    return _with_report(Path(target), manifest, texts)
+
+
+def merge_decontaminated(
+    target: Path, exams: Sequence[Path], overwrite: bool = False, max_bad: int | None = None
+) -> Manifest:
+    """Publish the shards in TARGET as one run with these exams would have, with its report."""
+    target, texts = Path(target), _all_texts(exams)
+    shards = [path.parent for path in sorted(target.glob(f"shard-*-of-*/{MANIFEST_NAME}"))]
+    is_left = (target / MANIFEST_NAME).exists() and not overwrite
+    for folder in shards or ([target] if is_left else []):
+        manifest = load_manifest(folder)
+        if manifest.stage != STAGE:
+            raise CorpusError(f"{folder} is the result of stage {manifest.stage!r}; merge it with its own tool")
+        if manifest.settings["exams_sha256"] != _exams_sha256(texts):
+            there = ", ".join(manifest.settings["exams"])
+            raise CorpusError(f"{folder} was made with other exams ({there}, or other questions in them); give the same --exams")
+    return _with_report(target, merge_shards(target, overwrite, max_bad, (REPORT_NAME, f"{REPORT_NAME}.tmp")), texts)
+
+
+def _exams_sha256(texts: Sequence[ExamText]) -> str:
+    lines = "\n".join(json.dumps(asdict(text), ensure_ascii=False, sort_keys=True) for text in texts)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _delete_old_report(target: Path, overwrite: bool) -> None:
+    """Unless the target is finished and stays: no report may stand beside documents that it is not about."""
+    # It is no output of the runner either, which refuses a folder with files it does not know.
+    if overwrite or not (target / MANIFEST_NAME).exists():
+        for old in (REPORT_NAME, f"{REPORT_NAME}.tmp"):
+            (target / old).unlink(missing_ok=True)
+
+
+def _with_report(target: Path, manifest: Manifest, texts: Sequence[ExamText]) -> Manifest:
+    if not (target / REPORT_NAME).exists():
+        write_report(target, texts, manifest.settings["action"])
     return manifest
 
 
@@ -490,10 +528,11 @@ def _treat(index: ExamIndex, action: Action, document: Document) -> Kept | Remov
     return Removed(flagged, REASON, ", ".join(hit.question_id for hit in hits))
 
 
-def write_report(target: Path, texts: Sequence[ExamText]) -> None:
+def write_report(target: Path, texts: Sequence[ExamText], action: Action) -> None:
     """Collect the findings that the stage left with its documents into TARGET/contamination.json."""
     removed = target / "removed" / f"{REASON}.jsonl.zst"
-    places = [*sorted((target / "documents").rglob("*.jsonl.zst")), *([removed] if removed.exists() else [])]
+    # The kept documents are read only if findings may stand there: they are nearly all of the corpus.
+    places = sorted((target / "documents").rglob("*.jsonl.zst")) if action == "flag" else [removed] if removed.exists() else []
     questions: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for path in places:
         for document in read_documents(path):

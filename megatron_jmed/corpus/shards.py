@@ -79,12 +79,15 @@ def source_list(source: Source) -> dict[str, JsonValue]:
 Publish = Callable[[Path, list[Manifest], dict[str, JsonValue], list[InputFile]], Manifest]
 
 
-def merge_shards(target: Path, overwrite: bool = False, max_bad: int | None = None) -> Manifest:
+def merge_shards(
+    target: Path, overwrite: bool = False, max_bad: int | None = None, other_outputs: tuple[str, ...] = ()
+) -> Manifest:
     """Publish what the shards in TARGET made, as one unsharded run would have; CorpusError if one is missing or differs.
 
-    `max_bad` takes the place of the shards' own budget of bad records, which here holds for all of them together.
+    `max_bad` takes the place of the shards' own budget of bad records, which here holds for all of them together;
+    `other_outputs` are files that the stage writes by itself afterwards, so that old ones go.
     """
-    return merge(target, overwrite, max_bad, OUTPUT_NAMES, _publish_shards)
+    return merge(target, overwrite, max_bad, (*OUTPUT_NAMES, *other_outputs), _publish_shards)
 
 
 def merge(

@@ -23,6 +23,7 @@ from megatron_jmed.corpus.decontaminate import (
     decontaminate,
     exam_texts,
     gram_hashes,
+    merge_decontaminated,
     symbol_codes,
 )
 from megatron_jmed.corpus.document import read_documents
@@ -311,6 +312,57 @@ def test_a_rerun_restores_a_lost_report_and_other_exams_are_another_result(corpu
     decontaminate(corpus, target, [exams / "igakuqa"], overwrite=True, progress=False)
     changed = [hit["overlap"] for hit in load_report(target)["questions"]["900A1"] if hit["form"] == "original"]
     assert len(changed) == 3 and all(0.8 < overlap < 1 for overlap in changed)
+
+
+@pytest.mark.parametrize("action", ["remove", "flag"])
+def test_merged_shards_equal_an_unsharded_run(action, corpus, exams, tmp_path) -> None:
+    folder, target = tmp_path / "several", tmp_path / "merged"
+    folder.mkdir()
+    lines = b"".join(path.read_bytes() for path in sorted(corpus.rglob("*.jsonl"))).splitlines(keepends=True)
+    for number in range(4):
+        (folder / f"{number}.jsonl").write_bytes(b"".join(lines[number::4]))
+    decontaminate(folder, tmp_path / "whole", [exams], action, progress=False)
+    for index in (3, 1, 2):
+        decontaminate(folder, target, [exams], action, shard=(index, 3), progress=False)
+        assert not list(target.rglob("contamination.json")), "a shard's findings are not those of the corpus"
+    with pytest.raises(CorpusError, match=r"shard-1-of-3 was made with other exams \(exams,.* give the same --exams"):
+        merge_decontaminated(target, [exams / "igakuqa"])
+    assert not (target / "contamination.json").exists()
+    merged = merge_decontaminated(target, [exams])
+    assert merged.model_dump(exclude={"created"}) == load_manifest(tmp_path / "whole").model_dump(exclude={"created"})
+    files = [{p.relative_to(t): p.read_bytes() for p in t.rglob("*") if p.is_file() and p.name != "manifest.json"}
+             for t in (target, tmp_path / "whole")]  # fmt: skip
+    assert files[0] == files[1] and Path("contamination.json") in files[0]
+    (target / "contamination.json").unlink()  # killed between the documents and their report
+    merge_decontaminated(target, [exams])
+    assert load_report(target) == load_report(tmp_path / "whole")
+
+
+def test_an_old_report_does_not_outlive_its_documents(corpus, exams, tmp_path) -> None:
+    target, paper = tmp_path / "target", exams / "igakuqa" / "2099" / "900-A.jsonl"
+    decontaminate(corpus, target, [exams], progress=False)
+    old = load_report(target)
+    with pytest.raises(CorpusError, match="holds a finished result already"):
+        decontaminate(corpus, target, [exams], shard=(1, 1), progress=False)
+    paper.write_bytes(paper.read_bytes().replace("右下腿".encode(), "左下腿".encode()))
+    decontaminate(corpus, target, [exams], overwrite=True, shard=(1, 1), progress=False)
+    assert load_report(target) == old, "until the merge the old result stands whole"
+    (target / "shard-1-of-1" / "manifest.json").rename(tmp_path / "away")
+    with pytest.raises(CorpusError, match="not finished"):
+        merge_decontaminated(target, [exams], overwrite=True)
+    assert load_report(target) == old
+    (tmp_path / "away").rename(target / "shard-1-of-1" / "manifest.json")
+    merge_decontaminated(target, [exams], overwrite=True)
+    assert load_report(target) != old
+
+
+def test_the_tool_in_shards(corpus, exams, tmp_path) -> None:
+    for index in (1, 2):
+        made = run(corpus, tmp_path / "t", exams, "--shard", f"{index}/2")
+        assert made.returncode == 0 and "the report comes with --merge" in made.stdout, made.stderr
+    command = [sys.executable, str(TOOL), str(tmp_path / "t"), "--merge", "--exams", str(exams / "igakuqa"), str(exams / "plain")]
+    merged = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert merged.returncode == 0 and "contamination.json" in merged.stdout, merged.stderr
 
 
 def test_exams_that_name_a_question_twice_are_refused(corpus, exams, tmp_path) -> None:

@@ -293,6 +293,20 @@ def test_the_budget_of_bad_records_is_for_all_files_together(source: Path, tmp_p
         run(source, tmp_path / "none", max_bad=0)
 
 
+def test_the_budget_of_bad_records_holds_for_all_shards_together(source: Path, tmp_path: Path) -> None:
+    with open(source / "1.jsonl", "ab") as stream:
+        stream.write(b"[]\n")
+    target = tmp_path / "t"
+    for index in (1, 2):
+        run(source, target, max_bad=2, shard=(index, 2))
+    message = r"3 bad record\(s\) in 2 file\(s\) of all shards together, more than 2; 0.jsonl has most of them \(2\), .*shard-1"
+    with pytest.raises(CorpusError, match=message):
+        merge_shards(target)
+    assert not (target / MANIFEST_NAME).exists()
+    assert as_compared(merge_shards(target, max_bad=3)) == as_compared(run(source, tmp_path / "whole", max_bad=3))
+    assert hashes(target) == hashes(tmp_path / "whole")
+
+
 def test_a_finished_target_is_left_alone_and_another_is_refused(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "t"
     first = run(source, target)
