@@ -48,8 +48,17 @@ class Partition(_Table):
     max_walltime: Walltime | None = Field(None, description="none: no limit")
 
 
+class CorpusJobs(_Table):
+    """Where the stages of a corpus run: on cores, one node a task."""
+
+    partition: str | None = Field(None, description="none: the cluster's")
+    walltime: Walltime | None = Field(None, description="of one task; none: the cluster's")
+    sbatch_options: tuple[str, ...] = Field((), description="in place of the cluster's, which ask for GPUs; a stage uses all "
+                                            "the cores it gets")
+
+
 class Cluster(_Table):
-    """One Slurm cluster as a training job sees it."""
+    """One Slurm cluster as a job sees it."""
 
     name: str
     partitions: dict[str, Partition] = Field(min_length=1)
@@ -68,6 +77,7 @@ class Cluster(_Table):
     sbatch_options: tuple[str, ...] = Field((), description="such as --gpus-per-node=8, --account=NAME")
     srun_options: tuple[str, ...] = Field((), description="such as --container-image=PATH")
     torchrun_options: tuple[str, ...] = ()
+    corpus: CorpusJobs = CorpusJobs()
     master_port_first: int = Field(10_000, ge=1024, description="a job meets at port first + job id % count: jobs on one "
                                    "node differ")
     master_port_count: int = Field(20_000, gt=0)
@@ -76,6 +86,8 @@ class Cluster(_Table):
     def _fits_together(self) -> "Cluster":
         if self.partition not in self.partitions:
             raise ValueError(f"partition={self.partition!r} is none of partitions: {', '.join(self.partitions)}")
+        if self.corpus.partition not in (None, *self.partitions):
+            raise ValueError(f"corpus.partition={self.corpus.partition!r} is none of partitions: {', '.join(self.partitions)}")
         if self.ranks_per_node > self.max_ranks_per_node:
             raise ValueError(f"ranks_per_node={self.ranks_per_node} is more than max_ranks_per_node="
                              f"{self.max_ranks_per_node}")
@@ -114,7 +126,7 @@ def did_you_mean(word: str, known) -> str:
 def _explain(problem: Any) -> str:
     location = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        words = (Partition if problem["loc"][0] == "partitions" else Cluster).model_fields
+        words = {"partitions": Partition, "corpus": CorpusJobs}.get(problem["loc"][0], Cluster).model_fields
         return f"{location}: no such word{did_you_mean(str(problem['loc'][-1]), words)}"
     if problem["type"] == "missing":
         return f"{location}: must be given"

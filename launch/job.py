@@ -1,7 +1,8 @@
 """Does a training job fit its cluster, and with what command and environment is it started?
 
 In: a config, a cluster and what was asked for. Out: sentences that say what cannot work, the text of RUN/launch_env.sh,
-and the sbatch command. Nothing is read or written here.
+and the sbatch command. `place_and_time_problems` and `node_lines` serve any job (corpus_job.py). Nothing is read or
+written here.
 """
 
 import shlex
@@ -37,7 +38,7 @@ def job_problems(config: RunConfig, job: Job) -> list[str]:
     """Everything that cannot work, as sentences: the config on that many ranks, and the job on its cluster."""
     cluster = job.cluster
     found = problems(config, job.world_size) if job.world_size > 0 else []
-    found += _place_problems(job) + _time_problems(job)
+    found += place_and_time_problems(job)
     if not 1 <= job.ranks_per_node <= cluster.max_ranks_per_node:
         gpus = f" ({cluster.gpus_per_node} GPUs)" if cluster.gpus_per_node else ""
         found.append(f"--ranks-per-node={job.ranks_per_node}: a node of {cluster.name}{gpus} takes 1 to "
@@ -46,6 +47,11 @@ def job_problems(config: RunConfig, job: Job) -> list[str]:
         found.append(f'precision.backend="te" needs GPUs and {cluster.name} has none; set precision.backend="local" and '
                      'precision.compute="fp32" or "bf16"')
     return found or _memory_problems(config, job)
+
+
+def place_and_time_problems(job: Job) -> list[str]:
+    """What partition, nodes and walltime cannot be, as sentences."""
+    return _place_problems(job) + _time_problems(job)
 
 
 def _place_problems(job: Job) -> list[str]:
@@ -111,20 +117,28 @@ def launch_env(job: Job, run: Path, work_folder: Path, code_version: str) -> str
     cluster = job.cluster
     lines = [
         f"# Written by launch/submit.py for the cluster {cluster.name}; sourced by launch/train.sbatch.",
-        f"# Code version: {code_version}",
-        f"cd {shlex.quote(str(work_folder))} || exit 2   # relative paths of the config start here",
-    ]
-    for line in cluster.setup:
-        complaint = shlex.quote(f"setup failed: {line}")
-        lines.append(f"{line} || {{ echo {complaint} >&2; exit 2; }}")
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
-    lines += [
-        f'export PYTHONPATH={shlex.quote(str(REPOSITORY))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+        *node_lines(cluster, work_folder, code_version),
         f"RUN_FOLDER={shlex.quote(str(run))}",
-        f"PYTHON={shlex.quote(cluster.python or sys.executable)}",
         f"NPROC_PER_NODE={job.ranks_per_node}",
         f"MASTER_PORT=$(({cluster.master_port_first} + SLURM_JOB_ID % {cluster.master_port_count}))",
         f"SRUN_OPTIONS=({shlex.join(cluster.srun_options)})",
         f"TORCHRUN_OPTIONS=({shlex.join(cluster.torchrun_options)})",
     ]
     return "\n".join(lines) + "\n"
+
+
+def node_lines(cluster: Cluster, work_folder: Path, code_version: str) -> list[str]:
+    """Shell lines that make a node ready for any job of ours: folder, setup, environment, PYTHON."""
+    lines = [
+        f"# Code version: {code_version}",
+        f"cd {shlex.quote(str(work_folder))} || exit 2   # relative paths start here",
+    ]
+    for line in cluster.setup:
+        complaint = shlex.quote(f"setup failed: {line}")
+        lines.append(f"{line} || {{ echo {complaint} >&2; exit 2; }}")
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
+    return [
+        *lines,
+        f'export PYTHONPATH={shlex.quote(str(REPOSITORY))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+        f"PYTHON={shlex.quote(cluster.python or sys.executable)}",
+    ]

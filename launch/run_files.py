@@ -70,25 +70,19 @@ def prepare(config: RunConfig, job: Job) -> list[str]:
 def submit(config: RunConfig, job: Job) -> str:
     """Submit the prepared run folder and note it in RUN/launch.json; returns the job id."""
     run = RunFolder(config.run_folder).path.resolve()
-    command = sbatch_command(job, run)
+    about = {"cluster": job.cluster.name, "nodes": job.nodes, "ranks_per_node": job.ranks_per_node}
+    return submit_command(sbatch_command(job, run), run / "launch.json", about)
+
+
+def submit_command(command: list[str], notes: Path, about: dict[str, Any]) -> str:
+    """Run an sbatch command and note it in a JSON file; returns the job id."""
     if not shutil.which("sbatch"):
-        raise ConfigError("there is no sbatch on this machine; run launch/submit.py --yes on a login node of the cluster")
+        raise ConfigError("there is no sbatch on this machine; submit with --yes on a login node of the cluster")
     answer = subprocess.run([command[0], "--parsable", *command[1:]], capture_output=True, text=True)
     if answer.returncode:
         raise ConfigError(f"sbatch refused the job: {answer.stderr.strip()}")
     job_id = answer.stdout.strip().split(";")[0]
-    _note_submission(run / "launch.json", {
-        "job_id": job_id,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "code_version": code_version(),
-        "cluster": job.cluster.name,
-        "nodes": job.nodes,
-        "ranks_per_node": job.ranks_per_node,
-        "command": command,
-    })
+    submitted = {"job_id": job_id, "time": datetime.now(UTC).isoformat(timespec="seconds"), "code_version": code_version()}
+    earlier = json.loads(notes.read_text(encoding="utf-8"))["submissions"] if notes.exists() else []
+    write_json(notes, {"submissions": [*earlier, submitted | about | {"command": command}]})
     return job_id
-
-
-def _note_submission(path: Path, entry: dict[str, Any]) -> None:
-    submissions = json.loads(path.read_text(encoding="utf-8"))["submissions"] if path.exists() else []
-    write_json(path, {"submissions": [*submissions, entry]})

@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--licence", help="recorded in the manifest (default: what the source's manifest says)")
     parser.add_argument("--overwrite", action="store_true", help="replace a token set made from something else")
     words = parser.parse_args()
-    if words.merge != (words.source is None) or words.merge == bool(words.tokenizer):
+    if words.merge != (words.source is None) or not (words.merge or words.tokenizer):
         raise CorpusError("give SOURCE, TARGET and --tokenizer, or --merge and TARGET alone")
     counts = _merged(words) if words.merge else _tokenized(words)
     dropped = f", dropped {counts.dropped}" if counts.dropped else ""

@@ -70,10 +70,17 @@ def file_range(files: list[Path], shard: tuple[int, int]) -> list[Path]:
     return mine
 
 
-def source_list(source: Source) -> dict[str, JsonValue]:
-    """What the shards of one run must agree on: how many files the whole source has, and their names and sizes."""
+def of_shard(
+    settings: dict[str, JsonValue], details: dict[str, JsonValue], shard: tuple[int, int], source: Source
+) -> tuple[dict[str, JsonValue], dict[str, JsonValue]]:
+    """Settings and details of a shard: with what all shards must agree on, the names and sizes of the whole source.
+
+    The budget of bad records is no setting of a shard, so that others may be run again with a larger one.
+    """
     listed = [[source.name(path), path.stat().st_size] for path in source.files]
-    return {"num_source_files": len(listed), "source_files_sha256": key_hash(listed)}
+    agreed = {"num_source_files": len(listed), "source_files_sha256": key_hash(listed), "max_bad": settings["max_bad"]}
+    rest = {name: value for name, value in settings.items() if name != "max_bad"}
+    return rest | {"shard": f"{shard[0]}/{shard[1]}"}, details | agreed
 
 
 Publish = Callable[[Path, list[Manifest], dict[str, JsonValue], list[InputFile]], Manifest]
@@ -84,7 +91,7 @@ def merge_shards(
 ) -> Manifest:
     """Publish what the shards in TARGET made, as one unsharded run would have; CorpusError if one is missing or differs.
 
-    `max_bad` takes the place of the shards' own budget of bad records, which here holds for all of them together;
+    `max_bad` is the budget of bad records for all of them together; if None, the largest that a shard was given;
     `other_outputs` are files that the stage writes by itself afterwards, so that old ones go.
     """
     return merge(target, overwrite, max_bad, (*OUTPUT_NAMES, *other_outputs), _publish_shards)
@@ -103,9 +110,8 @@ def merge(
     manifests = _load_shards(target, shards)
     first = manifests[0]
     settings = {name: value for name, value in first.settings.items() if name != "shard"}
-    if max_bad is not None:
-        settings["max_bad"] = max_bad
-    _check_budget(target, manifests, int(settings["max_bad"]))
+    settings["max_bad"] = max(one.details["max_bad"] for one in manifests) if max_bad is None else max_bad
+    _check_budget(target, manifests, settings["max_bad"])
     unique = {file.path: file for manifest in manifests for file in manifest.inputs}
     inputs = sorted(unique.values(), key=lambda file: Path(file.path))
     (target / PARTIAL_NAME).mkdir(exist_ok=True)

@@ -64,9 +64,9 @@ from megatron_jmed.corpus.shards import (
     check_shard,
     link_removed,
     merge_shards,
+    of_shard,
     parse_shard,
     shard_folder,
-    source_list,
 )
 from megatron_jmed.errors import CorpusError
 
@@ -108,8 +108,7 @@ def run_stage(
     if shard:
         check_shard(target, shard, overwrite)
         numbered, target = numbered[shard[0] - 1 :: shard[1]], shard_folder(target, shard)
-        choices["shard"] = f"{shard[0]}/{shard[1]}"
-        details |= source_list(found)
+        choices, details = of_shard(choices, details, shard, found)
     mine = Source(found.root, [path for _, path in numbered], found.manifests, found.ignored)
     inputs = mine.inputs()
     with opened(target, stage, choices, inputs, OUTPUT_NAMES, overwrite) as finished:
@@ -118,7 +117,7 @@ def run_stage(
         if found.ignored:
             first = ", ".join(found.ignored[:5])
             print(f"ignored {len(found.ignored)} file(s) of other kinds in {source}: {first}", file=sys.stderr)
-        tasks = _tasks(mine, numbered, inputs, target, stage, choices)
+        tasks = _tasks(mine, numbered, inputs, target, stage, choices, max_bad)
         parts = _all_parts(tasks, make_transform, workers, max_bad, progress)
         counts = sum_counts([part.counts for part in parts])
         if not shard and not counts.documents and not counts.dropped:
@@ -152,6 +151,7 @@ def _tasks(
     target: Path,
     stage: str,
     choices: dict[str, JsonValue],
+    max_bad: int,
 ) -> list[Task]:
     # What does not change the output of one file (the budget, the shard) is left out, so that its part is reused.
     same = {name: value for name, value in choices.items() if name not in ("max_bad", "licence", "shard")}
@@ -162,7 +162,7 @@ def _tasks(
             root=source.root,
             path=path,
             text_field=str(choices["text_field"]),
-            max_bad=int(choices["max_bad"]),
+            max_bad=max_bad,
             folder=target / PARTS / f"{number:06d}",
             output=output_name(number, source.name(path)),
             key=key_hash([*seed, number, source.name(path), hashes[source.name(path)]]),

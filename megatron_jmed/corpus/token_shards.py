@@ -22,7 +22,7 @@ from megatron_jmed.corpus.shards import merge, shard_folder
 from megatron_jmed.corpus.tokens import NAME, OUTPUT_NAMES, STAGE
 from megatron_jmed.errors import CorpusError
 
-OF_THE_SHARD = ("num_source_files", "source_files_sha256", "num_files")
+OF_THE_SHARD = ("num_source_files", "source_files_sha256", "max_bad", "num_files")
 AGAIN = "run that shard again with --overwrite"
 
 

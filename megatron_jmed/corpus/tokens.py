@@ -44,7 +44,7 @@ from megatron_jmed.corpus.manifest import (
 from megatron_jmed.corpus.part_folders import PARTS, REMOVED, file_hashes, key_hash, link_or_copy, opened
 from megatron_jmed.corpus.pool import worker_pool
 from megatron_jmed.corpus.reader import RawBatch, Source, find_source
-from megatron_jmed.corpus.shards import check_shard, file_range, shard_folder, source_list
+from megatron_jmed.corpus.shards import check_shard, file_range, of_shard, shard_folder
 from megatron_jmed.corpus.token_progress import Progress, begin, load_progress, remaining_batches
 from megatron_jmed.corpus.tokenizer import ENGINES, FAMILIES, Encoder, Engine, Family, TokenizerInfo
 from megatron_jmed.errors import CorpusError
@@ -111,8 +111,7 @@ def tokenize(
         check_shard(target, shard, settings.overwrite)
         files = file_range(found.files, shard)
         mine, target = Source(found.root, files, found.manifests, found.ignored), shard_folder(target, shard)
-        choices["shard"] = f"{shard[0]}/{shard[1]}"
-        details |= {**source_list(found), "num_files": len(files)}
+        choices, details = of_shard(choices, details | {"num_files": len(files)}, shard, found)
     inputs = mine.inputs()
     with opened(target, STAGE, choices, inputs, OUTPUT_NAMES, settings.overwrite) as finished:
         if finished:

@@ -298,7 +298,7 @@ def test_the_budget_of_bad_records_holds_for_all_shards_together(source: Path, t
         stream.write(b"[]\n")
     target = tmp_path / "t"
     for index in (1, 2):
-        run(source, target, max_bad=2, shard=(index, 2))
+        run(source, target, max_bad=index, shard=(3 - index, 2))
     message = r"3 bad record\(s\) in 2 file\(s\) of all shards together, more than 2; 0.jsonl has most of them \(2\), .*shard-1"
     with pytest.raises(CorpusError, match=message):
         merge_shards(target)

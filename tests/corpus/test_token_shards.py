@@ -200,7 +200,7 @@ def test_the_tool_in_shards(source: Path, tokenizer: Path, tmp_path: Path) -> No
     merged = run("set", "--merge")
     assert merged.returncode == 0 and "835 documents" in merged.stdout, merged.stderr
     assert load_manifest(tmp_path / "set").settings["max_bad"] == 100
-    for words in (["source", "set"], ["source", "set", "--tokenizer", tokenizer, "--merge"], ["set", "--tokenizer", tokenizer]):
+    for words in (["source", "set"], ["source", "set", "--merge"], ["set", "--tokenizer", tokenizer]):
         refused = run(*words)
         assert refused.returncode == 2 and "give SOURCE, TARGET and --tokenizer, or --merge" in refused.stderr
 
