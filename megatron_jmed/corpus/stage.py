@@ -233,14 +233,15 @@ def _made_parts(
     pickled = pickle.dumps(make_transform)
     large, small = large_and_small(tasks, workers)
     with worker_pool(workers, fewer_workers(workers)) as pool:
-        for task in large:
-            do = functools.partial(_batches_in_workers, pool, workers, task.text_field, pickled)
-            yield task, write_part(task, do, advance)
         futures = {pool.submit(_make_part_in_worker, task, pickled): task for task in small}
         for future in as_completed(futures):
             part = future.result()
             advance(_size(futures[future]))
             yield futures[future], part
+        # Last, because a kill within a large file costs the most: what is finished by then is kept.
+        for task in reversed(large):
+            do = functools.partial(_batches_in_workers, pool, workers, task.text_field, pickled)
+            yield task, write_part(task, do, advance)
 
 
 def large_and_small(tasks: list[Task], workers: int) -> tuple[list[Task], list[Task]]:
