@@ -2,11 +2,14 @@
 
 In: finished token sets made with one tokenizer. Out: TARGET/datasheet.json (every number), datasheet.md and
 datasheet.html (the same for people; one file, no network) and manifest.json. Numbers come from the tokens themselves
-(profile.py) and from the manifests of the stages behind them (provenance.py).
+(profile.py) and from the manifests of the stages behind them (provenance.py). Each set is described by itself, by all
+workers, and kept in TARGET/.parts until all are done; with shard (i, n) a run describes every n-th set and leaves it
+there. There is no merge: a run without a shard takes the sets that it finds, does the missing ones, and writes the sheet.
 Invariant: documents, tokens and bytes equal the manifests, the index and the .bin file, or there is no datasheet; the
 same token sets give the same bytes, for any number of workers.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,12 +31,13 @@ from megatron_jmed.corpus.manifest import (
     Manifest,
     OutputFile,
     code_version,
-    open_target,
     publish,
     sha256_file,
 )
+from megatron_jmed.corpus.part_folders import PARTS, clear_about_disk, key_hash, opened
 from megatron_jmed.corpus.profile import SCRIPTS, ProfileSettings, Terms, load_terms, profile_token_set
 from megatron_jmed.corpus.provenance import Attribution, Facts, attribute, follow_chain
+from megatron_jmed.corpus.shards import check_shard
 from megatron_jmed.corpus.tokens import NAME, TokenSet, load_token_set
 from megatron_jmed.errors import CorpusError
 
@@ -63,8 +67,13 @@ class DescribeSettings:
                 raise CorpusError(f"{what} {path} does not exist")
 
 
-def describe(folders: Sequence[str | Path], target: str | Path, settings: DescribeSettings) -> Manifest:
-    """Write the datasheet of token sets into TARGET; a target that is already finished is left as it is."""
+def describe(
+    folders: Sequence[str | Path], target: str | Path, settings: DescribeSettings, shard: tuple[int, int] | None = None
+) -> Manifest | None:
+    """Write the datasheet of token sets into TARGET; a target that is already finished is left as it is.
+
+    With `shard` (i, n) every n-th set is described, for a later run without, and None is returned.
+    """
     target, paths = Path(target), [Path(folder) for folder in folders]
     token_sets = _load(paths, sha256_file(settings.tokenizer), settings.tokenizer)
     names = _names(paths)
@@ -76,21 +85,36 @@ def describe(folders: Sequence[str | Path], target: str | Path, settings: Descri
         "terms_sha256": sha256_file(settings.terms) if settings.terms else None,
         "profile": asdict(settings.profile),
     }
-    if finished := open_target(target, STAGE, choices, inputs, OUTPUT_NAMES, settings.overwrite):
-        print(f"{target} is finished already ({finished.counts.documents} documents); nothing to do", file=sys.stderr)
-        return finished
-    total = sum(token_set.num_tokens for token_set in token_sets)
-    interval = 0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_LINES
-    sheets = []
-    with tqdm(total=total, unit=" tokens", unit_scale=True, disable=not settings.progress, mininterval=interval) as bar:
-        for name, path, token_set in zip(names, paths, token_sets, strict=True):
-            bar.set_postfix_str(name, refresh=False)
-            sheets.append(_describe_set(name, path, token_set, terms, settings, bar.update))
+    sets = list(zip(names, paths, token_sets, inputs, strict=True))
+    if shard:
+        check_shard(target, shard, settings.overwrite)
+        with clear_about_disk(target):
+            _describe_sets(target, sets[shard[0] - 1 :: shard[1]], terms, choices, settings)
+        return None
+    with opened(target, STAGE, choices, inputs, OUTPUT_NAMES, settings.overwrite) as finished:
+        if finished:
+            return finished
+        sheets = _describe_sets(target, sets, terms, choices, settings)
+        manifest = _write_sheet(target, paths, inputs, token_sets[0], sheets, terms, choices, settings)
+        publish(target, manifest, OUTPUT_NAMES)
+    return manifest
+
+
+def _write_sheet(
+    target: Path,
+    paths: list[Path],
+    inputs: list[InputFile],
+    token_set: TokenSet,
+    sheets: list[dict[str, Any]],
+    terms: Terms,
+    choices: dict[str, JsonValue],
+    settings: DescribeSettings,
+) -> Manifest:
     sheet = {
         "format_version": 1,
         "title": settings.title,
         "code_version": code_version(),
-        "tokenizer": asdict(token_sets[0].tokenizer),
+        "tokenizer": asdict(token_set.tokenizer),
         "terms": _terms_statement(settings, terms),
         "sampling": asdict(settings.profile),
         "totals": _add_up([group for one in sheets for group in one["groups"]]) | {
@@ -100,7 +124,7 @@ def describe(folders: Sequence[str | Path], target: str | Path, settings: Descri
         "by_language": _by_language(sheets),
         "sets": sheets,
     }
-    manifest = Manifest(
+    return Manifest(
         stage=STAGE,
         settings=choices,
         code_version=sheet["code_version"],
@@ -110,8 +134,6 @@ def describe(folders: Sequence[str | Path], target: str | Path, settings: Descri
         counts=_counts(sheets),
         licence="; ".join(sorted({licence for one in sheets for licence in one["licences"]})) or None,
     )
-    publish(target, manifest, OUTPUT_NAMES)
-    return manifest
 
 
 # ---- what goes in
@@ -159,12 +181,39 @@ def _terms_statement(settings: DescribeSettings, terms: Terms) -> dict[str, Any]
 # ---- one token set
 
 
+Set = tuple[str, Path, TokenSet, InputFile]
+
+
+def _describe_sets(
+    target: Path, sets: Sequence[Set], terms: Terms, choices: dict[str, JsonValue], settings: DescribeSettings
+) -> list[dict[str, Any]]:
+    """Describe the sets that no earlier run of the same choices has described; each is kept as soon as it is done."""
+    (target / PARTS).mkdir(parents=True, exist_ok=True)
+    total = sum(token_set.num_tokens for _, _, token_set, _ in sets)
+    interval = 0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_LINES
+    sheets = []
+    with tqdm(total=total, unit=" tokens", unit_scale=True, disable=not settings.progress, mininterval=interval) as bar:
+        for name, path, token_set, manifest in sets:
+            bar.set_postfix_str(name, refresh=False)
+            key = key_hash([STAGE, choices, code_version(), name, manifest.sha256])
+            kept = target / PARTS / f"{key}.json"
+            if kept.exists():
+                bar.update(token_set.num_tokens)
+            else:
+                done = _describe_set(name, path, token_set, terms, settings, bar.update)
+                temporary = kept.with_name(f"{key}.tmp-{os.getpid()}")
+                temporary.write_bytes(orjson.dumps(done))
+                os.replace(temporary, kept)
+            sheets.append(orjson.loads(kept.read_bytes()))
+    return sheets
+
+
 def _describe_set(
     name: str, path: Path, token_set: TokenSet, terms: Terms, settings: DescribeSettings, advance: Any
 ) -> dict[str, Any]:
     manifest = token_set.manifest
     _check_sums(path, manifest)
-    attribution = attribute(path, manifest)
+    attribution = attribute(path, manifest, settings.workers)
     langs = [lang for _, lang in attribution.names]
     bin_path = path / f"{NAME}.bin"
     profiles = profile_token_set(

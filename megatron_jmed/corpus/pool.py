@@ -42,6 +42,17 @@ def worker_pool(num_workers: int, what_to_do: Callable[[], str]) -> Iterator[Pro
         pool.shutdown(cancel_futures=True)
 
 
+def each_in_order(
+    num_workers: int, what_to_do: Callable[[], str], work: Callable[..., Result], items: Iterable[Item], *words: Any
+) -> Iterator[Result]:
+    """work(item, *words) of each item, in order, here (one worker) or in processes of its own."""
+    if num_workers == 1:
+        yield from (work(item, *words) for item in items)
+        return
+    with worker_pool(num_workers, what_to_do) as pool:
+        yield from in_order(pool, num_workers, work, items, *words)
+
+
 def in_order(
     pool: ProcessPoolExecutor, num_workers: int, work: Callable[..., Result], items: Iterable[Item], *words: Any
 ) -> Iterator[Result]:

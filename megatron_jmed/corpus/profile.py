@@ -18,12 +18,10 @@ Invariant: the sums over groups equal the token set's manifest, and the result d
 
 import functools
 import hashlib
-import multiprocessing
 import re
 import unicodedata
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,12 +31,12 @@ import sentencepiece
 import zstandard
 
 from megatron_jmed.corpus.indexed import read_index
+from megatron_jmed.corpus.pool import each_in_order
 from megatron_jmed.errors import CorpusError
 
 SCRIPTS = ("kanji", "hiragana", "katakana", "latin", "digits", "punctuation", "space", "other")
 QUANTILES = {"min": 0.0, "p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1.0}
 CHUNK_TOKENS = 2**21
-CHUNKS_PER_WORKER = 2
 HASH_BLOCK_DOCUMENTS = 2**20
 SPACE_MARK = "▁"
 MTLD_TTR = 0.72
@@ -240,18 +238,7 @@ def _chunks(bin_path: Path, tokenizer: Path, groups: np.ndarray, num_groups: int
 
 def _measured(chunks: Iterator[_Chunk], workers: int) -> Iterator[_Measured]:
     """Measure chunks here or in several processes, a bounded number ahead, in order."""
-    if workers == 1:
-        yield from map(_measure, chunks)
-        return
-    # Not fork: a caller with threads would hand its workers locks that nobody will release.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting: deque[Any] = deque()
-        for chunk in chunks:
-            waiting.append(pool.submit(_measure, chunk))
-            if len(waiting) > CHUNKS_PER_WORKER * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    return each_in_order(workers, lambda: "; use fewer --workers and run again", _measure, chunks)
 
 
 # ---- the profile of a token set

@@ -6,7 +6,8 @@ each document. Invariant: nothing is believed that a checksum contradicts, and d
 numbers of tokens add up to the manifest's, source by source.
 """
 
-from collections import Counter
+import contextlib
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import numpy as np
 import orjson
 import zstandard
 
-from megatron_jmed.corpus.document import UNKNOWN, BadRecord, Document, parse_batch
+from megatron_jmed.corpus.document import UNKNOWN, BadRecord, parse_batch
 from megatron_jmed.corpus.indexed import read_index
 from megatron_jmed.corpus.manifest import MANIFEST_NAME, Manifest, load_manifest, sha256_file
-from megatron_jmed.corpus.reader import find_source, read_batches
+from megatron_jmed.corpus.pool import each_in_order
+from megatron_jmed.corpus.reader import RawBatch, find_source, read_batches
 from megatron_jmed.corpus.tokens import NAME
 from megatron_jmed.errors import CorpusError
 
@@ -139,17 +141,16 @@ class Facts:
     translated_tokens: int = 0
     not_translated: int = 0
 
-    def add(self, meta: dict[str, Any], num_tokens: int) -> None:
-        year = declared_year(meta)
-        if year is not None:
-            self.dated += 1
-            self.first_year = min(year, self.first_year or year)
-            self.last_year = max(year, self.last_year or year)
-        declared = next((meta[name] for name in TRANSLATED_FIELDS if isinstance(meta.get(name), bool)), None)
-        if declared is not None:
-            self.translated += declared
-            self.translated_tokens += declared * num_tokens
-            self.not_translated += not declared
+    def add(self, years: np.ndarray, translated: np.ndarray, lengths: np.ndarray) -> None:
+        """What some documents say: year (0: nothing), translated (1, 0; -1: nothing), and their numbers of tokens."""
+        years = years[years > 0]
+        if len(years):
+            self.dated += len(years)
+            self.first_year = min(int(years.min()), self.first_year or 9999)
+            self.last_year = max(int(years.max()), self.last_year or 0)
+        self.translated += int((translated == 1).sum())
+        self.translated_tokens += int(lengths[translated == 1].sum(dtype=np.int64))
+        self.not_translated += int((translated == 0).sum())
 
 
 @dataclass
@@ -171,7 +172,7 @@ def declared_year(meta: dict[str, Any]) -> int | None:
     return None
 
 
-def attribute(folder: Path, manifest: Manifest) -> Attribution:
+def attribute(folder: Path, manifest: Manifest, workers: int = 1) -> Attribution:
     """Tell the documents of a token set apart by reading their records again; if those are gone, as one group."""
     num_documents = manifest.counts.documents
     missing = _source_problem(manifest)
@@ -180,7 +181,7 @@ def attribute(folder: Path, manifest: Manifest) -> Attribution:
         one = np.zeros(num_documents, dtype=np.int16)
         how = f"one group, because the documents it was made from are not at hand: {missing}"
         return Attribution([(only[0], only[1])], one, how, [Facts()])
-    found = _read_again(folder, manifest)
+    found = _read_again(folder, manifest, workers)
     _check_sums(folder, manifest, found)
     return found
 
@@ -194,32 +195,61 @@ def _source_problem(manifest: Manifest) -> str:
     return "" if source.inputs() == manifest.inputs else f"{manifest.source} has changed since"
 
 
-def _read_again(folder: Path, manifest: Manifest) -> Attribution:
+def _read_again(folder: Path, manifest: Manifest, workers: int) -> Attribution:
     lengths = read_index(folder / f"{NAME}.idx").lengths
     text_field = str(manifest.settings.get("text_field", "text"))
-    without_tokens = _places(folder, manifest, "no_tokens")
+    without_tokens: dict[str, set[int]] = defaultdict(set)
+    for file, line in _places(folder, manifest, "no_tokens"):
+        without_tokens[file].add(line)
     numbers: dict[tuple[str, str], int] = {}
     groups, facts = np.zeros(len(lengths), dtype=np.int16), list[Facts]()
     position = 0
-    for batch in read_batches(find_source(manifest.source), text_field):
-        for line, record in enumerate(parse_batch(batch, text_field), batch.first_line):
-            if isinstance(record, BadRecord) or (batch.file, line) in without_tokens:
-                continue
-            if position == len(lengths):
+    batches = ((batch, without_tokens.get(batch.file, set())) for batch in read_batches(find_source(manifest.source), text_field))
+    said_by_batch = each_in_order(workers, lambda: "; use fewer --workers and run again", _said, batches, text_field)
+    with contextlib.closing(said_by_batch):
+        for said in said_by_batch:
+            end = position + len(said.groups)
+            if end > len(lengths):
                 raise CorpusError(f"{manifest.source} holds more documents than the {len(lengths)} of {folder}; tokenise again")
-            groups[position] = group = _group(record, numbers)
-            if group == len(facts):
-                facts.append(Facts())
-            facts[group].add(record.meta, int(lengths[position]))
-            position += 1
+            global_numbers = np.array([_group_number(name, numbers) for name in said.names], dtype=np.int16)
+            facts += [Facts() for _ in range(len(numbers) - len(facts))]
+            here = groups[position:end] = global_numbers[said.groups] if end > position else said.groups
+            for group in np.unique(here):
+                mine = here == group
+                facts[group].add(said.years[mine], said.translated[mine], lengths[position:end][mine])
+            position = end
     if position != len(lengths):
         raise CorpusError(f"{manifest.source} holds {position} documents, {folder} has {len(lengths)}; tokenise again")
     return Attribution(list(numbers), groups, "the records it was made from, read again", facts)
 
 
-def _group(document: Document, numbers: dict[tuple[str, str], int]) -> int:
-    """The number of a document's group; those beyond MAX_GROUPS share the last."""
-    name = (document.source or UNKNOWN, document.lang or UNKNOWN)
+@dataclass(frozen=True)
+class _Said:
+    """What the documents of one batch say about themselves."""
+
+    names: list[tuple[str, str]]  # (source, language), in order of appearance
+    groups: np.ndarray  # i32, into `names`
+    years: np.ndarray  # i16; 0: nothing
+    translated: np.ndarray  # i8; 1 or 0, or -1: nothing
+
+
+def _said(batch_and_lines: tuple[RawBatch, set[int]], text_field: str) -> _Said:
+    """Read a batch again, without the lines that gave no tokens."""
+    batch, without_tokens = batch_and_lines
+    names: dict[tuple[str, str], int] = {}
+    groups, years, translated = [], [], []
+    for line, record in enumerate(parse_batch(batch, text_field), batch.first_line):
+        if isinstance(record, BadRecord) or line in without_tokens:
+            continue
+        groups.append(names.setdefault((record.source or UNKNOWN, record.lang or UNKNOWN), len(names)))
+        years.append(declared_year(record.meta) or 0)
+        declared = next((record.meta[name] for name in TRANSLATED_FIELDS if isinstance(record.meta.get(name), bool)), -1)
+        translated.append(int(declared))
+    return _Said(list(names), np.array(groups, np.int32), np.array(years, np.int16), np.array(translated, np.int8))
+
+
+def _group_number(name: tuple[str, str], numbers: dict[tuple[str, str], int]) -> int:
+    """The number of a group; those beyond MAX_GROUPS share the last."""
     if name not in numbers and len(numbers) >= MAX_GROUPS - 1:
         name = (OTHER, OTHER)
     return numbers.setdefault(name, len(numbers))

@@ -8,6 +8,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from megatron_jmed.corpus import datasheet, provenance, reader
 from megatron_jmed.corpus.datasheet import OUTPUT_NAMES, DescribeSettings, describe
 from megatron_jmed.corpus.manifest import load_manifest
 from megatron_jmed.corpus.tokens import tokenize
@@ -66,6 +67,42 @@ def test_the_same_bytes_for_any_number_of_workers(token_sets, describing, tmp_pa
         describe(token_sets, tmp_path / name, describing(workers=workers))
     for name in OUTPUT_NAMES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_sets_described_apart_give_the_same_sheet(token_sets, describing, tmp_path, monkeypatch):
+    describe(token_sets, tmp_path / "whole", describing())
+    assert describe(token_sets, tmp_path / "sheet", describing(), shard=(2, 2)) is None
+    assert describe(token_sets, tmp_path / "sheet", describing(), shard=(1, 2)) is None
+    assert not (tmp_path / "sheet" / "manifest.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(datasheet, "_describe_set", None)  # nothing is left to do
+        describe(token_sets, tmp_path / "sheet", describing())
+    for name in OUTPUT_NAMES:
+        assert (tmp_path / "sheet" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "sheet").iterdir()) == sorted([*OUTPUT_NAMES, "manifest.json"])
+    with pytest.raises(CorpusError, match="--shard 3/2 does not exist"):
+        describe(token_sets, tmp_path / "other", describing(), shard=(3, 2))
+
+
+def test_documents_are_told_apart_by_any_number_of_workers(write_lines, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "BATCH_BYTES", 700)
+    monkeypatch.setattr(reader, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(provenance, "MAX_GROUPS", 4)
+    records = [
+        {"text": f"text {n}", "source": f"s{n * n % 7}", "lang": "en", "year": 1990 + n % 20, "translated": n % 3 == 0}
+        if n % 11 else b"broken" for n in range(300)
+    ]
+    manifest = tokenize(write_lines(records), tmp_path / "set", settings())
+    one, two = (provenance.attribute(tmp_path / "set", manifest, workers) for workers in (1, 2))
+    assert one.names == [("s1", "en"), ("s4", "en"), ("s2", "en"), ("(other)", "(other)")] == two.names
+    assert one.groups.tolist() == two.groups.tolist() and one.facts == two.facts
+    kept = [record for record in records if isinstance(record, dict)]
+    for number, name in enumerate(one.names[:3]):
+        mine = [record for record in kept if record["source"] == name[0]]
+        facts = one.facts[number]
+        assert (one.groups == number).sum() == len(mine) == facts.dated
+        assert facts.translated == sum(record["translated"] for record in mine) == len(mine) - facts.not_translated
+        assert (facts.first_year, facts.last_year) == (min(r["year"] for r in mine), max(r["year"] for r in mine))
 
 
 def test_without_the_source_there_is_one_group(token_sets, describing, tmp_path):
