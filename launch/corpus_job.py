@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.job import REPOSITORY, Job, node_lines, place_and_time_problems
+from megatron_jmed.corpus.manifest import MANIFEST_NAME
 from megatron_jmed.corpus.reader import find_source
 from megatron_jmed.errors import CorpusError
 
@@ -74,6 +75,8 @@ def corpus_job_problems(job: CorpusJob) -> list[str]:
         found.append(f"--shards={job.num_shards}: at least 1 is needed")
     if ours := [word for word in job.options if word.split("=")[0] in OURS]:
         found.append(f"{shlex.join(ours)}: the array job itself gives each task its shard; leave it out")
+    if (job.target / MANIFEST_NAME).exists() and "--overwrite" not in job.options:
+        found.append(f"{job.target} is finished already; delete it, choose another target, or give -- --overwrite")
     try:
         num_files, _ = source_size(job)
     except CorpusError as error:

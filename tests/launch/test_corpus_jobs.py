@@ -90,6 +90,14 @@ def test_refuses_with_every_problem(folder: Path, words, complaints):
     assert not (folder / "t.jobs").exists()
 
 
+def test_a_finished_target_is_not_begun_again(folder: Path, tmp_path: Path):
+    assert run_tool(folder, "tools/clean_corpus.py", "raw", tmp_path / "t", "--workers", 1).returncode == 0
+    words = ["clean", "raw", tmp_path / "t", "--shards", 2, "--cluster", "local"]
+    refused = submit(folder, *words)
+    assert refused.returncode == 2 and "is finished already" in refused.stderr
+    assert submit(folder, *words, "--", "--overwrite").returncode == 0
+
+
 def test_a_word_of_the_corpus_table_is_explained(folder: Path):
     text = (REPOSITORY / "launch/clusters/local.toml").read_text()
     (folder / "mine.toml").write_text(text.replace("[corpus]", "[corpus]\npartitoin = 1"))
