@@ -45,6 +45,7 @@ setup(
     install_requires=["pydantic>=2.7", "tqdm"],
     extras_require={
         "corpus": CORPUS,
+        "hf": [*CORPUS, "tokenizers"],
         "train": TRAIN,
         "gpu": [*TRAIN, "transformer-engine[core_cu13,pytorch]==2.11.*", "triton"],
         "eval": EVAL,

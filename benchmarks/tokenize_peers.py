@@ -123,6 +123,7 @@ def compare(words: argparse.Namespace, work: Path) -> None:
         "this tool, engine sentencepiece": (words.source, lambda s, t: ours(s, t, words.model, engine="sentencepiece")),
         "Megatron-LM, SentencePiece": (words.source, sp),
         "Megatron-LM, Hugging Face": (slow, hf),
+        "this tool, Hugging Face": (slow, lambda s, t: ours(s, t, folder, engine="auto", bos=True)),
     }
     if words.datatrove:
         rows["datatrove"] = (slow, trove)
@@ -136,9 +137,11 @@ def compare(words: argparse.Namespace, work: Path) -> None:
         first = first or steady
         print(f"| {label} | {megabytes:.0f} | {start.cpu:.2f} | {whole.cpu:.2f} | {whole.wall:.1f} | {megabytes / whole.cpu:.1f} "
               f"| {steady:.1f} | {first / steady:.1f} |", flush=True)
-    same = all(filecmp.cmp(work / "out0" / f"tokens.{end}", f"{work / 'out2'}_text_document.{end}", shallow=False)
-               for end in ("bin", "idx"))
-    print(f"\n.bin and .idx of this tool and of Megatron-LM (SentencePiece): {'identical' if same else 'DIFFERENT'}.\n")
+    for kind, mine, theirs in (("SentencePiece", "out0", "out2"), ("Hugging Face", "out4", "out3")):
+        same = all(filecmp.cmp(work / mine / f"tokens.{end}", f"{work / theirs}_text_document.{end}", shallow=False)
+                   for end in ("bin", "idx"))
+        print(f"\n.bin and .idx of this tool and of Megatron-LM ({kind}): {'identical' if same else 'DIFFERENT'}.")
+    print()
     print("| this tool | wall s | CPU-s | peak MiB of the largest process |\n|---|---|---|---|")
     scale = {"a quarter, 1 worker": (quarter, 1), "1 worker": (words.source, 1), "2 workers": (words.source, 2)}
     for number, (label, (source, workers)) in enumerate(scale.items()):

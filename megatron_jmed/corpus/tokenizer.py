@@ -47,7 +47,7 @@ class TokenizerInfo:
     vocab_size: int  # number of pieces
     bos_id: int
     eos_id: int
-    engine: str  # native or sentencepiece
+    engine: str  # native, sentencepiece or huggingface
     engine_version: str
     family: str = FAMILIES["float"]  # the versions of sentencepiece that give these ids
 
@@ -60,7 +60,7 @@ class Encoder:
 
     def __init__(self, path: Path, bos: bool, eos: bool, engine: Engine = "auto", family: Family = "float") -> None:
         if not path.is_file():
-            raise CorpusError(f"tokenizer {path} does not exist; give a SentencePiece .model file")
+            raise CorpusError(f"tokenizer {path} does not exist; give a SentencePiece .model file or a Hugging Face tokenizer.json")
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError) as error:
@@ -118,7 +118,7 @@ class Encoder:
                 texts, before=self.before, after=self.after, uint16=not wide, double_sums=double
             )
             return tokens, lengths
-        return self._join(self._reference(texts))
+        return join_ids(self._reference(texts), self.dtype, self.before, self.after)
 
     def encode_lines(self, block: bytes, text_field: str) -> tuple[np.ndarray, np.ndarray, list[tuple]] | None:
         """Encode the documents of whole JSON lines without making Python objects of them, if all of them are plain ones.
@@ -136,18 +136,34 @@ class Encoder:
     def _reference(self, texts: list[str]) -> list[np.ndarray]:
         return self.processor.encode(texts, out_type="numpy", num_threads=1)
 
-    def _join(self, pieces: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        added = len(self.before) + len(self.after)
-        lengths = np.array([len(piece) + added if len(piece) else 0 for piece in pieces], dtype="<i4")
-        tokens = np.empty(int(lengths.sum()), dtype=self.dtype)
-        ends = np.cumsum(lengths, dtype=np.int64)[lengths > 0]
-        starts = ends - lengths[lengths > 0]
-        body = np.ones(len(tokens), dtype=bool)
-        for id_, positions in [(i, starts) for i in self.before] + [(i, ends - 1) for i in self.after]:
-            tokens[positions] = id_
-            body[positions] = False
-        tokens[body] = np.concatenate([np.empty(0, np.int32), *pieces])
-        return tokens, lengths
+
+def join_ids(
+    pieces: list[np.ndarray], dtype: np.dtype, before: list[int], after: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lay the ids of texts end to end, each with what stands before and after it (nothing around an empty one)."""
+    added = len(before) + len(after)
+    lengths = np.array([len(piece) + added if len(piece) else 0 for piece in pieces], dtype="<i4")
+    tokens = np.empty(int(lengths.sum()), dtype=dtype)
+    ends = np.cumsum(lengths, dtype=np.int64)[lengths > 0]
+    starts = ends - lengths[lengths > 0]
+    body = np.ones(len(tokens), dtype=bool)
+    for id_, positions in [(i, starts) for i in before] + [(i, ends - 1) for i in after]:
+        tokens[positions] = id_
+        body[positions] = False
+    tokens[body] = np.concatenate([np.empty(0, np.int32), *pieces])
+    return tokens, lengths
+
+
+def build_encoder(path: Path, bos: bool, eos: bool, engine: Engine = "auto", family: Family = "float"):
+    """The encoder of a SentencePiece model or of a Hugging Face tokenizer.json; CorpusError if it cannot be had."""
+    # Here, because that file needs this one's names.
+    from megatron_jmed.corpus.hf_tokenizer import HuggingFaceEncoder, is_hugging_face
+
+    if not is_hugging_face(path):
+        return Encoder(path, bos, eos, engine, family)
+    if engine != "auto" or family != "float":
+        raise CorpusError(f"--engine and --family are for SentencePiece models; {path} is a Hugging Face tokenizer")
+    return HuggingFaceEncoder(path, bos, eos)
 
 
 def train_tokenizer(

@@ -1,8 +1,8 @@
 """Which token ids does the trainer read, and from which texts and tokenizer do they come?
 
-In: a source of documents and a SentencePiece model. Out: TARGET/tokens.bin and tokens.idx (Megatron-Core's format),
-removed/REASON.jsonl for records that are no documents, and manifest.json. Three parts that know nothing of each
-other: reader.py reads, `_encode` (in several processes) turns a raw batch into ids, indexed.py writes.
+In: a source of documents and a tokenizer (SentencePiece or Hugging Face). Out: TARGET/tokens.bin and tokens.idx
+(Megatron-Core's format), removed/REASON.jsonl for records that are no documents, and manifest.json. Three parts that
+know nothing of each other: reader.py reads, `_encode` (in several processes) turns a raw batch into ids, indexed.py writes.
 While it runs, all that is in TARGET/.parts, with the place up to which it is whole (token_progress.py): a rerun goes on
 there. With shard (i, n) the run takes a range of the files and writes TARGET/shard-i-of-n (token_shards.py joins them).
 Invariant: documents keep the order of the source, and the output is the same, byte for byte, for any number of
@@ -46,7 +46,7 @@ from megatron_jmed.corpus.pool import worker_pool
 from megatron_jmed.corpus.reader import RawBatch, Source, find_source
 from megatron_jmed.corpus.shards import check_shard, file_range, of_shard, shard_folder
 from megatron_jmed.corpus.token_progress import Progress, begin, load_progress, remaining_batches
-from megatron_jmed.corpus.tokenizer import ENGINES, FAMILIES, Encoder, Engine, Family, TokenizerInfo
+from megatron_jmed.corpus.tokenizer import ENGINES, FAMILIES, Encoder, Engine, Family, TokenizerInfo, build_encoder
 from megatron_jmed.errors import CorpusError
 
 STAGE = "tokenize"
@@ -93,7 +93,7 @@ def tokenize(
     """
     target = Path(target)
     found = find_source(source)
-    encoder = Encoder(settings.tokenizer, settings.bos, settings.eos, settings.engine, settings.family)
+    encoder = build_encoder(settings.tokenizer, settings.bos, settings.eos, settings.engine, settings.family)
     info = encoder.info()
     licence = settings.licence or found.licence()
     choices: dict[str, JsonValue] = {
@@ -267,7 +267,7 @@ def _encode(batch: RawBatch, settings: TokenizeSettings, encoder: Encoder) -> _E
 @functools.cache
 def _workers_encoder(settings: TokenizeSettings) -> Encoder:
     """One encoder per worker process."""
-    return Encoder(settings.tokenizer, settings.bos, settings.eos, settings.engine, settings.family)
+    return build_encoder(settings.tokenizer, settings.bos, settings.eos, settings.engine, settings.family)
 
 
 def _encode_in_worker(batch: RawBatch, settings: TokenizeSettings) -> _EncodedBatch:
@@ -281,7 +281,8 @@ def _encoded_in_order(
     if settings.workers == 1:
         yield from (_encode(batch, settings, encoder) for batch in batches)
         return
-    settings = replace(settings, engine=encoder.engine)  # a worker uses the parent's engine or fails
+    if encoder.engine in ENGINES:
+        settings = replace(settings, engine=encoder.engine)  # a worker uses the parent's engine or fails
     waiting: deque[tuple[RawBatch, Future[_EncodedBatch]]] = deque()
 
     def what_to_do() -> str:
