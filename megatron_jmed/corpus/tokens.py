@@ -15,8 +15,8 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -277,25 +277,42 @@ def _encode_in_worker(batch: RawBatch, settings: TokenizeSettings) -> _EncodedBa
 def _encoded_in_order(
     batches: Iterator[RawBatch], settings: TokenizeSettings, encoder: Encoder
 ) -> Iterator[_EncodedBatch]:
-    """Encode batches here (one worker) or in several processes, a bounded number ahead; results keep the order."""
+    """Encode batches here (one worker) or in several at once, a bounded number ahead; results keep the order."""
     if settings.workers == 1:
         yield from (_encode(batch, settings, encoder) for batch in batches)
         return
     if encoder.engine in ENGINES:
         settings = replace(settings, engine=encoder.engine)  # a worker uses the parent's engine or fails
-    waiting: deque[tuple[RawBatch, Future[_EncodedBatch]]] = deque()
+    batch: RawBatch | None = None
 
     def what_to_do() -> str:
-        return (f" (a batch being encoded began at {batch.file}:{batch.first_line}, {settings.workers} workers); use fewer "
-                "--workers and run again")
+        where = f"{batch.file}:{batch.first_line}, " if batch else ""
+        return f" (a batch being read began at {where}{settings.workers} workers); use fewer --workers and run again"
 
-    with worker_pool(settings.workers, what_to_do) as pool:
+    with _executor(settings, encoder, what_to_do) as (pool, encode):
+        waiting: deque[Future[_EncodedBatch]] = deque()
         for batch in batches:
-            waiting.append((batch, pool.submit(_encode_in_worker, batch, settings)))
+            waiting.append(pool.submit(encode, batch))
             if len(waiting) > BATCHES_PER_WORKER * settings.workers:
-                yield waiting.popleft()[1].result()
+                yield waiting.popleft().result()
         while waiting:
-            yield waiting.popleft()[1].result()
+            yield waiting.popleft().result()
+
+
+@contextlib.contextmanager
+def _executor(
+    settings: TokenizeSettings, encoder: Encoder, what_to_do: Callable[[], str]
+) -> Iterator[tuple[Executor, Callable[[RawBatch], _EncodedBatch]]]:
+    """Threads for the native core, which works outside the interpreter; processes for all else."""
+    if encoder.engine == "native":
+        pool = ThreadPoolExecutor(settings.workers)
+        try:
+            yield pool, functools.partial(_encode, settings=settings, encoder=encoder)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return
+    with worker_pool(settings.workers, what_to_do) as processes:
+        yield processes, functools.partial(_encode_in_worker, settings=settings)
 
 
 # ---- what the trainer loads

@@ -28,24 +28,41 @@ size_t encode_text(const Unigram& model, const Text& text, Family family, Worksp
   }
 }
 
-// A model with memory that lasts from call to call, for one thread at a time; others bring their own.
+// A model with memory that lasts from call to call: as many workspaces as threads ever worked at once.
 class Encoder {
  public:
   explicit Encoder(std::string_view file) : model(read_model(file)) {}
 
   template <class Work>
   void with_workspace(Work work) {
-    const std::unique_lock<std::mutex> mine(mutex_, std::try_to_lock);
-    if (mine) return work(kept_);
-    Workspace own;
-    work(own);
+    std::unique_ptr<Workspace> mine = taken();
+    try {
+      work(*mine);
+    } catch (...) {
+      give_back(std::move(mine));
+      throw;
+    }
+    give_back(std::move(mine));
   }
 
   const Unigram model;
 
  private:
+  std::unique_ptr<Workspace> taken() {
+    const std::lock_guard<std::mutex> locked(mutex_);
+    if (free_.empty()) return std::make_unique<Workspace>();
+    std::unique_ptr<Workspace> last = std::move(free_.back());
+    free_.pop_back();
+    return last;
+  }
+
+  void give_back(std::unique_ptr<Workspace> workspace) {
+    const std::lock_guard<std::mutex> locked(mutex_);
+    free_.push_back(std::move(workspace));
+  }
+
   std::mutex mutex_;
-  Workspace kept_;
+  std::vector<std::unique_ptr<Workspace>> free_;
 };
 
 template <class Id>
@@ -56,25 +73,25 @@ py::tuple encode_all(Encoder& encoder, const std::vector<Text>& texts, const std
   std::vector<int64_t> characters;
   {
     const py::gil_scoped_release unlocked;
-    encoder.with_workspace([&](Workspace& work) {
     lengths.reserve(texts.size());
     characters.reserve(texts.size());
-    for (size_t number = 0; number < texts.size(); ++number) {
-      const size_t begin = ids.size();
-      ids.insert(ids.end(), before.begin(), before.end());
-      const size_t body = ids.size();
-      try {
-        characters.push_back(static_cast<int64_t>(encode_text(encoder.model, texts[number], family, work, ids)));
-      } catch (const std::invalid_argument& error) {
-        throw std::invalid_argument("text " + std::to_string(number) + " holds " + error.what());
+    encoder.with_workspace([&](Workspace& work) {
+      for (size_t number = 0; number < texts.size(); ++number) {
+        const size_t begin = ids.size();
+        ids.insert(ids.end(), before.begin(), before.end());
+        const size_t body = ids.size();
+        try {
+          characters.push_back(static_cast<int64_t>(encode_text(encoder.model, texts[number], family, work, ids)));
+        } catch (const std::invalid_argument& error) {
+          throw std::invalid_argument("text " + std::to_string(number) + " holds " + error.what());
+        }
+        if (ids.size() > body)
+          ids.insert(ids.end(), after.begin(), after.end());
+        else
+          ids.resize(begin);
+        if (ids.size() - begin > INT32_MAX) throw std::invalid_argument("text " + std::to_string(number) + " has over 2^31 ids");
+        lengths.push_back(static_cast<int32_t>(ids.size() - begin));
       }
-      if (ids.size() > body)
-        ids.insert(ids.end(), after.begin(), after.end());
-      else
-        ids.resize(begin);
-      if (ids.size() - begin > INT32_MAX) throw std::invalid_argument("text " + std::to_string(number) + " has over 2^31 ids");
-      lengths.push_back(static_cast<int32_t>(ids.size() - begin));
-    }
     });
   }
   return py::make_tuple(as_array(std::move(ids)), as_array(std::move(lengths)), as_array(std::move(characters)));

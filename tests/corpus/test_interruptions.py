@@ -62,6 +62,11 @@ def processes_of(session: int) -> list[int]:
     return found
 
 
+def wait_for_a_save(process: subprocess.Popen, target: Path) -> None:
+    while process.poll() is None and not list((target / PARTS).glob("**/[!.]*.json")):
+        time.sleep(0.002)
+
+
 @pytest.mark.parametrize("stage", ["clean", "tokenize"])
 def test_killed_at_random_moments(stage: str, source: Path, tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "saves_often.py").write_text(SAVES_OFTEN)
@@ -84,6 +89,9 @@ def test_killed_at_random_moments(stage: str, source: Path, tokenizer: Path, tmp
             shutil.rmtree(target)  # finished too early: once more
         process = start(target, 2)
         try:
+            if num_kills % 2:  # soon after something was saved, which in a fast stage no random moment may hit
+                wait_for_a_save(process, target)
+                process.wait(timeout=moments.uniform(0, 0.05))
             process.wait(timeout=moments.uniform(0.2, 1) * seconds if num_kills < NUM_KILLS else 120)
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)

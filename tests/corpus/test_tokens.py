@@ -87,7 +87,8 @@ def test_dtype_follows_megatrons_limit() -> None:
         assert token_dtype(vocab_size) == np.dtype(DType.optimal_dtype(vocab_size))
 
 
-def test_workers_do_not_change_the_output(texts_ja, texts_en, settings, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("engine", ["auto", "sentencepiece"])
+def test_workers_do_not_change_the_output(engine, texts_ja, texts_en, settings, tmp_path, monkeypatch) -> None:
     # Small batches here; the workers get whole batches, so only the parent needs to know.
     monkeypatch.setattr(reader, "BATCH_BYTES", 4000)
     monkeypatch.setattr(reader, "CHUNK_BYTES", 1000)
@@ -95,12 +96,12 @@ def test_workers_do_not_change_the_output(texts_ja, texts_en, settings, tmp_path
     source.mkdir()
     (source / "a.jsonl").write_bytes(b"{broken\n" + texts_ja.read_bytes() + b'{"text": ""}\n')
     (source / "b.jsonl.gz").write_bytes(texts_en.read_bytes())
-    manifests = [tokenize(source, tmp_path / f"{n}", settings(workers=n)) for n in (1, 2)]
+    manifests = [tokenize(source, tmp_path / f"{n}", settings(workers=n, engine=engine)) for n in (1, 3)]
     assert manifests[0].counts == manifests[1].counts
     assert manifests[0].files == manifests[1].files
     assert manifests[0].removed_files == manifests[1].removed_files
     for file in [*manifests[0].files, *manifests[0].removed_files]:
-        contents = [(tmp_path / n / file.path).read_bytes() for n in ("1", "2")]
+        contents = [(tmp_path / n / file.path).read_bytes() for n in ("1", "3")]
         assert contents[0] == contents[1]
         assert (file.bytes, file.sha256) == (len(contents[0]), sha256_file(tmp_path / "1" / file.path))
 
@@ -289,7 +290,7 @@ def test_a_killed_worker_is_an_error_and_the_next_run_is_clean(texts_ja, setting
 
     monkeypatch.setattr(token_progress, "read_batches", kill_one_after_some_batches)
     with pytest.raises(CorpusError, match=r"a worker process died.*texts_ja.jsonl:\d+, 2 workers"):
-        tokenize(texts_ja, tmp_path / "set", settings(workers=2))
+        tokenize(texts_ja, tmp_path / "set", settings(workers=2, engine="sentencepiece"))  # the native engine has threads
     assert killed and children() == []
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [".partial", ".parts"]
     assert tokenize(texts_ja, tmp_path / "set", settings(workers=1)).counts.documents == 426
@@ -327,7 +328,8 @@ def test_workers_end_when_the_parent_is_killed(texts_ja, tokenizer, tmp_path) ->
         "        yield RawBatch('a.jsonl', 1, 'jsonl', b'{\"text\": \"x\"}', 0)\n"
         "if __name__ == '__main__':\n"
         "    token_progress.read_batches = endless\n"
-        "    tokens.tokenize(sys.argv[1], sys.argv[2], tokens.TokenizeSettings(Path(sys.argv[3]), workers=2, progress=False))\n"
+        "    tokens.tokenize(sys.argv[1], sys.argv[2], tokens.TokenizeSettings(\n"
+        "        Path(sys.argv[3]), workers=2, progress=False, engine='sentencepiece'))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     parent = subprocess.Popen([sys.executable, script, texts_ja, tmp_path / "set", tokenizer], env=environment)
