@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from megatron_jmed.corpus.document import BadRecord, Document, RemovedRecords, parse_batch
 from megatron_jmed.corpus.manifest import sync_folder
-from megatron_jmed.corpus.minhash import MinHash, exact_key, normalised, unit_of, units_of
+from megatron_jmed.corpus.minhash import MinHash
 from megatron_jmed.corpus.reader import Source, read_batches
 
 RECORD = "record.json"
@@ -73,11 +73,16 @@ def sign_file(task: SignTask) -> SignedFile:
     runs, run = [], _NewRun(task.minhash)
     try:
         for batch in read_batches(Source(task.root, [task.path]), task.text_field):
+            documents = []
             for record in parse_batch(batch, task.text_field):
                 if isinstance(record, BadRecord):
                     bad.add(record)
-                    continue
-                run.add(record)
+                else:
+                    documents.append(record)
+            while documents:
+                room = task.run_documents - len(run.ids)
+                run.add(documents[:room])
+                documents = documents[room:]
                 if len(run.ids) == task.run_documents:
                     runs.append(run.save(temporary, len(runs)))
                     run = _NewRun(task.minhash)
@@ -103,17 +108,16 @@ class _NewRun:
         self._exact: list[bytes] = []
         self._signatures: list[np.ndarray] = []
 
-    def add(self, document: Document) -> None:
-        # A text of invisible characters alone folds to nothing: it is compared as it is.
-        folded = normalised(document.text) or document.text
-        self.ids.append(document.id.encode("utf-8", "surrogatepass"))
-        self._exact.append(exact_key(folded))
-        self._signatures.append(self.minhash.signature(units_of(folded, unit_of(document.lang, folded))))
+    def add(self, documents: list[Document]) -> None:
+        exact, signatures = self.minhash.sign([one.text for one in documents], [one.lang for one in documents])
+        self.ids += [one.id.encode("utf-8", "surrogatepass") for one in documents]
+        self._exact += exact
+        self._signatures.append(signatures)
 
     def save(self, folder: Path, number: int) -> int:
         """Write the run's arrays; the number of its documents."""
         exact = np.frombuffer(b"".join(self._exact), "<u8").reshape(-1, 2)
-        signatures = np.stack(self._signatures)
+        signatures = np.concatenate(self._signatures)
         keys = np.concatenate([exact[:, :1], self.minhash.band_keys(signatures)], axis=1).T
         places = np.argsort(keys, axis=1, kind="stable").astype(np.uint32)
         arrays = {

@@ -28,6 +28,33 @@ inline Text text_of(PyObject* object, size_t number) {
   throw py::type_error("text " + std::to_string(number) + " is " + Py_TYPE(object)->tp_name + ", not str or bytes");
 }
 
+// The texts of a tuple that the caller keeps; str only, which knows its code points.
+inline std::vector<Text> texts_of(const py::tuple& held) {
+  std::vector<Text> texts;
+  texts.reserve(held.size());
+  for (const py::handle object : held) {
+    if (!PyUnicode_Check(object.ptr()))
+      throw py::type_error("text " + std::to_string(texts.size()) + " is " + Py_TYPE(object.ptr())->tp_name + ", not str");
+    texts.push_back(text_of(object.ptr(), texts.size()));
+  }
+  return texts;
+}
+
+// Calls work(characters, number of characters) with the text's own storage.
+template <class Work>
+auto with_characters(const Text& text, Work&& work) {
+  switch (text.bytes_per_character) {
+    case 1: return work(static_cast<const uint8_t*>(text.data), text.length);
+    case 2: return work(static_cast<const uint16_t*>(text.data), text.length);
+    default: return work(static_cast<const uint32_t*>(text.data), text.length);
+  }
+}
+
+template <class Value>
+std::vector<Value> as_vector(const py::array_t<Value, py::array::c_style | py::array::forcecast>& array) {
+  return {array.data(), array.data() + array.size()};
+}
+
 template <class Value>
 py::array_t<Value> as_array(std::vector<Value>&& values) {
   auto* kept = new std::vector<Value>(std::move(values));
@@ -37,5 +64,7 @@ py::array_t<Value> as_array(std::vector<Value>&& values) {
 
 void bind_scan(py::module_& module);
 void bind_unigram(py::module_& module);
+void bind_code_map(py::module_& module);  // before those that take a CodeMap
+void bind_minhash(py::module_& module);
 
 }  // namespace jmed

@@ -13,4 +13,6 @@ PYBIND11_MODULE(_core, module) {
   module.attr("VERSION") = kVersion;
   jmed::bind_scan(module);
   jmed::bind_unigram(module);
+  jmed::bind_code_map(module);
+  jmed::bind_minhash(module);
 }
