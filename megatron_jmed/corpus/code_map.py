@@ -19,6 +19,7 @@ from megatron_jmed.native import _core
 
 NUM_CODE_POINTS = 0x110000
 PAGE = 256
+STAYS = "a"
 HANGUL_SECONDS = {*map(chr, range(0x1161, 0x1176)), *map(chr, range(0x11A8, 0x11C3))}  # composed by rule, not by table
 LAST_MARK = "\u0345"  # canonical class 240
 PROBES = (
@@ -50,7 +51,7 @@ def _tables(form: Callable[[str], str], unsure: frozenset[str]) -> tuple[np.ndar
     expansions: list[str] = []
     num_expanded = 0
     characters = all_characters()
-    joining, one_by_one = _joining(characters)
+    joining, one_by_one = joining_characters(characters)
     for first in range(0, NUM_CODE_POINTS, PAGE):
         if first in one_by_one:
             continue
@@ -58,8 +59,10 @@ def _tables(form: Callable[[str], str], unsure: frozenset[str]) -> tuple[np.ndar
         formed = form(page)
         if formed == page:
             continue
-        if len(formed) == PAGE and len(set(formed)) == 1:
-            entries[first : first + PAGE] = ord(formed[0])
+        # Each character between two that stay as they are: where one became several or none, the places would shift.
+        formed = form(STAYS + STAYS.join(page))
+        if len(formed) == 2 * PAGE and formed[::2] == STAYS * PAGE:
+            entries[first : first + PAGE] = np.frombuffer(formed[1::2].encode("utf-32-le", "surrogatepass"), "<u4")
         else:
             one_by_one.add(first)
     for first in one_by_one:
@@ -80,7 +83,7 @@ def _tables(form: Callable[[str], str], unsure: frozenset[str]) -> tuple[np.ndar
     return entries, np.frombuffer(codes, "<u4")
 
 
-def _joining(characters: str) -> tuple[set[str], set[int]]:
+def joining_characters(characters: str) -> tuple[set[str], set[int]]:
     """The characters that may join what precedes them, and the pages where a character decomposes or joins."""
     decomposing, pages = [], set()
     for first in range(0, NUM_CODE_POINTS, PAGE):

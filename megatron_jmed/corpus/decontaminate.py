@@ -33,10 +33,13 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from megatron_jmed.corpus.code_map import NUM_CODE_POINTS, PAGE, all_characters, code_map, joining_characters
 from megatron_jmed.corpus.document import Document, read_documents
 from megatron_jmed.corpus.manifest import MANIFEST_NAME, Manifest, load_manifest
 from megatron_jmed.corpus.stage import Kept, Removed, Transform, merge_shards, run_stage
+from megatron_jmed.corpus.words import MULTIPLIER, Codes, Hashes, word_hashes, word_spans
 from megatron_jmed.errors import CorpusError
+from megatron_jmed.native import _core
 
 STAGE = "decontaminate"
 REASON = "exam_question"
@@ -50,12 +53,10 @@ NUM_CODES = 0x30000  # beyond: two blocks of rare Chinese characters, left out
 RECOMPOSE = 0xFFFFFFFF
 PIECE_CHARACTERS = 2**17
 SLOT_BITS = 23
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-WORD_BASE = 0xD1342543DE82EF95
+ANYWHERE = 2**31
+EPSILON = 1e-6  # more than the rounding of a few sums
 GRAM_BASE = 0xF1357AEA2E62A9C5
 
-Codes = NDArray[np.uint32]
-Hashes = NDArray[np.uint64]
 Action = Literal["remove", "flag"]
 Form = Literal["original", "translation"]
 
@@ -128,22 +129,49 @@ def _read_lines(path: Path, form: Form, stem_field: str, choices_field: str) -> 
 def _code_table() -> Codes:
     """Code point -> code point of its normal form, 0 for what is left out, RECOMPOSE for what needs its neighbours."""
     table = np.zeros(NUM_CODES, np.uint32)
-    for code in range(NUM_CODES):
-        character = chr(code)
-        normal = unicodedata.normalize("NFKC", character).lower()
-        if unicodedata.combining(character) or character in "ﾞﾟ":
-            table[code] = RECOMPOSE
-        elif any(c.isalnum() for c in normal):
-            table[code] = ord(normal) if len(normal) == 1 else RECOMPOSE
+    characters, changing = all_characters(), _changing_pages()
+    for first in range(0, NUM_CODES, PAGE):
+        page = characters[first : first + PAGE]
+        if first not in changing:
+            table[first : first + PAGE] = [ord(character) if character.isalnum() else 0 for character in page]
+            continue
+        for code, character in enumerate(page, start=first):
+            normal = _normal(character)
+            if unicodedata.combining(character) or character in "ﾞﾟ":
+                table[code] = RECOMPOSE
+            elif any(c.isalnum() for c in normal):
+                table[code] = ord(normal) if len(normal) == 1 else RECOMPOSE
     return table
+
+
+@functools.cache
+def _changing_pages() -> set[int]:
+    """The pages with a character that is not its own normal form, or joins others."""
+    characters = all_characters()
+    lowered = {first for first in range(0, len(characters), PAGE) if not _is_lower(characters[first : first + PAGE])}
+    return lowered | joining_characters(characters)[1]
+
+
+def _is_lower(text: str) -> bool:
+    return text.lower() == text
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).lower()
 
 
 def symbol_codes(text: str) -> Codes:
     """The normal form of a text, one code point for each of its letters and digits and 0 for everything else."""
     codes = _look_up(text)
     if (codes == RECOMPOSE).any():
-        codes = _look_up(unicodedata.normalize("NFKC", text).lower())
-        codes[codes == RECOMPOSE] = 0
+        codes = _normal_codes(text)
+    return codes
+
+
+def _normal_codes(text: str) -> Codes:
+    """The codes of a text by way of its whole normal form."""
+    codes = _look_up(_normal(text))
+    codes[codes == RECOMPOSE] = 0
     return codes
 
 
@@ -154,29 +182,26 @@ def _look_up(text: str) -> Codes:
 
 
 @functools.cache
-def _powers(num: int) -> tuple[Hashes, Hashes]:
-    """WORD_BASE ** i and its inverse modulo 2**64, for i < num."""
-    bases = (WORD_BASE, pow(WORD_BASE, -1, 2**64))
-    forth, back = (np.cumprod(np.r_[1, np.full(num - 1, base, np.uint64)].astype(np.uint64)) for base in bases)
-    return forth, back
+def _symbol_map() -> "_core.CodeMap | None":
+    """`_normal_codes` for the native core; None where there is none.
+
+    `symbol_codes` goes by the whole normal form only if a character of the text needs its neighbours. Where a character
+    would come out otherwise without that, or joins others untold, its texts are not screened: a few rare ones, and the
+    capital sigma, whose lower case depends on where the word ends.
+    """
+    characters, table = all_characters(), _code_table().tolist() + [0] * (NUM_CODE_POINTS - NUM_CODES)
+    unsure = {character for character in joining_characters(characters)[0] if table[ord(character)] != RECOMPOSE}
+    for character in (c for first in _changing_pages() for c in characters[first : first + PAGE]):
+        if (normal := _normal(character)) == character:
+            continue
+        code, codes = table[ord(character)], {table[ord(c)] % RECOMPOSE for c in normal}
+        if (code != RECOMPOSE and codes != {code}) or "Σ" in unicodedata.normalize("NFKC", character):
+            unsure.add(character)
+    return code_map(_normal_symbols, frozenset(unsure))
 
 
-def _word_spans(codes: Codes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where words (runs of codes that are not 0) begin and end."""
-    inside = np.zeros(codes.size + 2, np.int8)
-    inside[1:-1] = codes != 0
-    steps = np.diff(inside)
-    return np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
-
-
-def _word_hashes(codes: Codes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> Hashes:
-    if not starts.size:
-        return np.zeros(0, np.uint64)
-    forth, back = _powers(1 << max(10, int(codes.size).bit_length()))
-    sums = np.zeros(codes.size + 1, np.uint64)
-    np.cumsum(codes * forth[: codes.size], out=sums[1:])
-    words = (sums[ends] - sums[starts]) * back[starts]
-    return (words ^ (words >> np.uint64(29))) * MULTIPLIER
+def _normal_symbols(text: str) -> str:
+    return _normal_codes(text).astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
 def gram_hashes(symbols: Hashes, n: int) -> Hashes:
@@ -276,11 +301,27 @@ class _Table:
             question.first_unit, last = first, first + len(question.units)
             question.num_grams, first = num_grams[first:last], last
             # What any verdict below needs at least of the stem, or of all units where the stem has no weight.
-            question.num_needed = rule.coverage * (question.num_grams[0] or question.num_grams.sum() / 3)
+            of_stem = rule.coverage * (question.num_grams[0] or question.num_grams.sum() / 3)
+            question.num_needed = max(of_stem, self._least_grams(question))
             if not self._testable(question):
                 self.not_testable.append(question.text)
         self.num_needed = np.array([question.num_needed for question in self.questions])
         self.overlap = 2 * max((question.window for question in self.questions), default=0) * (6 if words else 1)
+
+    def _least_grams(self, question: _Question) -> float:
+        """How many n-grams of weight any verdict but that of a long stem needs: the stem's share, and the cheapest choices'.
+
+        A choice without any n-gram of weight may count in full; of the others the mean score asks for the rest, which
+        costs least where there are few n-grams.
+        """
+        stem, *choices = question.num_grams.tolist()
+        if stem and stem + self.rule.n - 1 >= self.rule.long_stem:
+            return self.rule.coverage * stem
+        needed, left = self.rule.coverage * stem, self.rule.coverage * len(choices) - EPSILON
+        for num_grams in sorted(choices):
+            share = min(1.0, max(0.0, left))
+            needed, left = needed + share * num_grams, left - 1
+        return needed - EPSILON
 
     def _light(self, hashes: Hashes, questions: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which n-grams few enough questions share."""
@@ -305,13 +346,20 @@ class _Table:
     def _symbols(self, codes: Codes) -> tuple[Hashes, NDArray[np.int64]]:
         """The symbols of a text, and where each begins in `codes`."""
         if self.words:
-            starts, ends = _word_spans(codes)
-            return _word_hashes(codes, starts, ends), starts
+            starts, ends = word_spans(codes != 0)
+            return word_hashes(codes, starts, ends), starts
         positions = np.flatnonzero(codes)
         return codes[positions].astype(np.uint64), positions
 
     def _testable(self, question: _Question) -> bool:
         return self._verdict(question, np.ones(len(question.units))) is not None and bool(question.num_grams.any())
+
+    def native(self) -> "_core.GramTable":
+        """What the screen needs of it."""
+        # `_judge` looks at one window; a stem without weight is found by its symbols, and its n-grams may be anywhere.
+        windows = [question.window if question.num_grams[0] else ANYWHERE for question in self.questions]
+        questions = self.question_of_unit[self.postings]
+        return _core.GramTable(self.rule.n, self.keys, self.begins, questions, self.num_needed, windows)
 
     def find(self, codes: Codes) -> Iterator[Hit]:
         """The questions in one piece of text."""
@@ -393,14 +441,30 @@ class ExamIndex:
         self.words = _Table(alphabetic, True, rules["words"])
         self.question_ids = sorted({text.question_id for text in texts})
         self.not_testable = [*self.characters.not_testable, *self.words.not_testable]
+        self._overlap = max(self.characters.overlap, self.words.overlap)
+        self._screen = self._native_screen()
+
+    def _native_screen(self) -> "_core.Screen | None":
+        """What says without Python of most texts that no question can stand in them; None where there is no core."""
+        if _symbol_map() is None:
+            return None
+        tables = [table.native() for table in (self.characters, self.words)]
+        letters = 2 * self.words.rule.min_evidence
+        return _core.Screen(*tables, FIRST_JAPANESE, letters, step=PIECE_CHARACTERS, overlap=self._overlap)
+
+    def may_hold(self, texts: list[str]) -> NDArray[np.bool_]:
+        """Whether enough of one question's n-grams stand together in each text, which every finding needs."""
+        if self._screen is None:
+            return np.ones(len(texts), np.bool_)
+        return self._screen.may_hold(_symbol_map(), texts)
 
     def find(self, text: str) -> list[Hit]:
         """The questions that stand in a text, each at most once in each form, sorted; memory does not grow with the text."""
+        if not self.may_hold([text])[0]:
+            return []
         best: dict[tuple[str, str], Hit] = {}
-        step = PIECE_CHARACTERS
-        overlap = max(self.characters.overlap, self.words.overlap)
-        for begin in range(0, max(1, len(text)), step):
-            codes = symbol_codes(text[begin : begin + step + overlap])
+        for begin in range(0, max(1, len(text)), PIECE_CHARACTERS):
+            codes = symbol_codes(text[begin : begin + PIECE_CHARACTERS + self._overlap])
             for table in self._tables(codes):
                 for hit in table.find(codes):
                     key = (hit.question_id, hit.form)

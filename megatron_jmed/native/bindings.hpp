@@ -66,5 +66,6 @@ void bind_scan(py::module_& module);
 void bind_unigram(py::module_& module);
 void bind_code_map(py::module_& module);  // before those that take a CodeMap
 void bind_minhash(py::module_& module);
+void bind_screen(py::module_& module);
 
 }  // namespace jmed

@@ -15,4 +15,5 @@ PYBIND11_MODULE(_core, module) {
   jmed::bind_unigram(module);
   jmed::bind_code_map(module);
   jmed::bind_minhash(module);
+  jmed::bind_screen(module);
 }

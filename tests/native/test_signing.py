@@ -35,7 +35,7 @@ def in_python(hasher: MinHash, texts: list[str], langs: list[str]) -> tuple[list
 def random_texts(number: int, seed: int) -> list[str]:
     """Characters of one or two ranges, half of them such as join with others, with spaces of all kinds between."""
     draw = random.Random(seed)
-    joining = sorted(code_map._joining(code_map.all_characters())[0])
+    joining = sorted(code_map.joining_characters(code_map.all_characters())[0])
     texts = []
     for _ in range(number):
         ranges = draw.choices(RANGES, k=2)
@@ -57,7 +57,7 @@ def test_every_character_alone_and_between_others_is_folded_as_in_python():
 
 
 def test_pairs_around_joining_characters_are_folded_as_in_python():
-    joining = sorted(code_map._joining(code_map.all_characters())[0])
+    joining = sorted(code_map.joining_characters(code_map.all_characters())[0])
     assert {"\u0301", "\u3099", "\uff9e", "\u1161", "\u09be"} <= set(joining)
     draw = random.Random(0)
     others = [*joining[::7], *map(chr, draw.sample(range(0xD800), 150)), *"aeカはﾊ가\u1100 \u0344\ufb1d"]
@@ -90,7 +90,7 @@ def test_the_table_is_made_in_a_moment():
 
 
 def test_a_table_that_gives_something_else_is_not_used(monkeypatch):
-    monkeypatch.setattr(code_map, "_joining", lambda characters: (set(), {0x0, 0x300}))
+    monkeypatch.setattr(code_map, "joining_characters", lambda characters: (set(), {0x0, 0x300}))
     assert code_map.code_map(minhash._with_spaces) is None
 
 
