@@ -3,15 +3,18 @@
 Usage: python benchmarks/dedup_scale.py text SOURCE... | keys. `text` cuts the sources into passages of about 300
 characters, adds an edited copy after every fifth, and runs the whole tool; `keys` writes invented keys (no text)
 and runs only the search for duplicates, which is the part that sees the whole corpus at once. Each in a process of
-its own, whose CPU time and peak resident memory are printed.
+its own, whose CPU time and peak memory are printed: its own, and with the pages of files that it maps.
 """
 
+import itertools
 import random
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,24 +26,35 @@ from megatron_jmed.corpus.minhash import MinHash
 from megatron_jmed.corpus.signatures import Signatures, SignedFile, _NewRun
 
 PASSAGE, FILES = 300, 8
-TEXT_SIZES, KEY_SIZES = (12_500, 25_000, 50_000), (50_000, 100_000, 200_000)
+SHIFT, EDITED, KEPT = 37, 1 / 8, 50_000
+TEXT_SIZES, KEY_SIZES = (100_000, 200_000, 400_000, 800_000), (100_000, 200_000, 400_000, 800_000)
 MEMORY_MIB, RUN_DOCUMENTS, COPY_SHARE = 32, 2**14, 0.2
 
 
-def passages(sources: list[str], wanted: int) -> list[Document]:
-    """Passages from all sources in turn, every sixth an edited copy of an earlier one."""
-    draw, found = random.Random(0), []
-    for document in (d for source in sources for d in read_documents(source)):
-        for start in range(0, len(document.text), PASSAGE):
-            if len(found) >= wanted:
-                return found
-            text = document.text[start : start + PASSAGE]
-            found.append(Document(str(len(found)), text or " .", document.source, document.lang, {}))
-            if len(found) % 6 == 5:
-                copied = draw.choice(found).text
-                place = draw.randrange(len(copied))
-                found.append(Document(str(len(found)), copied[:place] + "#" + copied[place + 1 :], "copy", document.lang, {}))
-    return found
+def passages(sources: list[str], wanted: int) -> Iterator[Document]:
+    """Passages from all sources in turn, every sixth an edited copy of an earlier one; once the texts are used up, they
+    come again, cut at other places and with one character in eight replaced by another of the same passage."""
+    draw, kept, number = random.Random(0), [], 0
+    for turn in itertools.count():
+        for document in (d for source in sources for d in read_documents(source)):
+            for start in range(turn * SHIFT, len(document.text), PASSAGE):
+                text = document.text[start : start + PASSAGE]
+                text = "".join(draw.choice(text) if turn and draw.random() < EDITED else c for c in text).strip() or " ."
+                found = [Document(str(number), text, document.source, document.lang, {})]
+                if number % 6 == 4:
+                    copied = draw.choice(kept)
+                    place = draw.randrange(len(copied.text))
+                    edited = copied.text[:place] + "#" + copied.text[place + 1 :]
+                    found.append(Document(str(number + 1), edited, "copy", copied.lang, {}))
+                for one in found:
+                    if number >= wanted:
+                        return
+                    yield one
+                    number += 1
+                if len(kept) < KEPT:
+                    kept.append(found[0])
+                else:
+                    kept[draw.randrange(KEPT)] = found[0]
 
 
 def run_text(size: int, sources: list[str]) -> str:
@@ -54,11 +68,12 @@ def run_text(size: int, sources: list[str]) -> str:
 
 
 def write_text(folder: Path, size: int, sources: list[str]) -> None:
-    documents = passages(sources, size)
     (folder / "source").mkdir()
+    documents = passages(sources, size)
     for number in range(FILES):
-        part = documents[number * len(documents) // FILES : (number + 1) * len(documents) // FILES]
-        (folder / "source" / f"{number}.jsonl").write_bytes(b"".join(document_line(d) for d in part))
+        with open(folder / "source" / f"{number}.jsonl", "wb") as stream:
+            share = (number + 1) * size // FILES - number * size // FILES
+            stream.writelines(map(document_line, itertools.islice(documents, share)))
 
 
 def run_keys(size: int) -> str:
@@ -73,18 +88,29 @@ def run_keys(size: int) -> str:
             signatures[copies] = np.where(taken, first[draw.integers(0, len(first), len(copies))], signatures[copies])
             run = _NewRun(hasher)
             run.ids = [b"%d" % i for i in range(start, start + len(signatures))]
-            run._exact, run._signatures = [draw.bytes(16) for _ in run.ids], list(signatures)
+            run._exact, run._signatures = [draw.bytes(16) for _ in run.ids], [signatures]
             runs.append(run.save(Path(folder), number))
         began = time.process_time()
         signed = SignedFile(key="", runs=runs, num_bad=0)
         found = find_duplicates(Signatures.of([Path(folder)], [signed]), hasher, 0.8, MEMORY_MIB * MIB // 2, Path(folder))
         removed = int((found.kept != np.arange(size)).sum())
         disk = sum(path.stat().st_size for path in Path(folder).iterdir()) / size
-        with open("/proc/self/status") as stream:
-            own, mapped = (int(line.split()[1]) // 1024 for line in stream if line.startswith(("RssAnon", "RssFile")))
         seconds = time.process_time() - began
-        memory = f"then {own} MiB own, {mapped} MiB mapped from files"
-        return f"search {seconds:.1f} CPU-s, {memory}, {disk:.0f} bytes a document on disk, {removed:,} removed"
+        return f"search {seconds:.1f} CPU-s, {disk:.0f} bytes a document on disk, {removed:,} removed"
+
+
+class OwnMemory(threading.Thread):
+    """Looks twenty times a second how much memory is the process's own; mapped files, which can be dropped, left out."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak_mib = 0.0
+
+    def run(self) -> None:
+        while True:
+            with open("/proc/self/status") as stream:
+                self.peak_mib = max([self.peak_mib, *(int(s.split()[1]) / 1024 for s in stream if s.startswith("RssAnon"))])
+            time.sleep(0.05)
 
 
 if __name__ == "__main__":
@@ -95,9 +121,11 @@ if __name__ == "__main__":
         for size in TEXT_SIZES if kind == "text" else KEY_SIZES:
             subprocess.run([sys.executable, __file__, f"one-{kind}", str(size), *words], check=True)
     else:
-        began = time.perf_counter()
+        began, own = time.perf_counter(), OwnMemory()
+        own.start()
         said = run_text(int(words[0]), words[1:]) if kind == "one-text" else run_keys(int(words[0]))
         usage = resource.getrusage(resource.RUSAGE_SELF)
         cpu, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
         wall = time.perf_counter() - began
-        print(f"{int(words[0]):,} documents: {wall:.1f} s, {cpu:.1f} CPU-s, peak {peak:.0f} MiB, {said}", flush=True)
+        memory = f"peak {own.peak_mib:.0f} MiB own, {peak:.0f} with files"
+        print(f"{int(words[0]):,} documents: {wall:.1f} s, {cpu:.1f} CPU-s, {memory}, {said}", flush=True)

@@ -37,7 +37,7 @@ from megatron_jmed.corpus.manifest import (
 from megatron_jmed.corpus.minhash import MinHash
 from megatron_jmed.corpus.pool import fewer_workers, worker_pool
 from megatron_jmed.corpus.reader import Source, find_source
-from megatron_jmed.corpus.signatures import Signatures, SignedFile, SignTask, bytes_per_document, sign_file, signed_file
+from megatron_jmed.corpus.signatures import Run, Signatures, SignedFile, SignTask, bytes_per_document, sign_file, signed_file
 from megatron_jmed.corpus.stage import Kept, Removed
 from megatron_jmed.errors import CorpusError
 
@@ -297,20 +297,28 @@ def _write_file(task: stage.Task, signatures: Signatures, folder: Path) -> stage
         return part
     name = int(task.folder.name)
     runs = [run for run in signatures.runs if run.file == name]
-    kept = np.load(folder / "kept.npy", mmap_mode="r")
-    exact = np.load(folder / "exact.npy", mmap_mode="r")
-    numbers = iter(range(runs[0].first, runs[-1].first + runs[-1].size) if runs else ())
+    verdicts = _verdicts(runs, folder)
 
     def transform(document: Document) -> Kept | Removed:
-        number = next(numbers)
-        first = int(kept[number])
+        number, first, exact = next(verdicts)
         if first == number:
             return Kept(document)
-        return Removed(document, "exact" if exact[number] else "near", signatures.document_id(first))
+        return Removed(document, "exact" if exact else "near", signatures.document_id(first))
 
     part = stage.make_part(task, transform)
-    assert next(numbers, None) is None, f"{task.path} changed between the two passes"
+    assert next(verdicts, None) is None, f"{task.path} changed between the two passes"
     return part
+
+
+def _verdicts(runs: list[Run], folder: Path) -> Iterator[tuple[int, int, bool]]:
+    """Of each document of some runs: its number, that of the document kept for it, and whether it equals that one exactly."""
+    kept = np.load(folder / "kept.npy", mmap_mode="r")
+    exact = np.load(folder / "exact.npy", mmap_mode="r")
+    for run in runs:
+        # Run by run as Python's numbers: to ask the mapped arrays for one at a time costs more.
+        numbers = range(run.first, run.first + run.size)
+        here = slice(run.first, run.first + run.size)
+        yield from zip(numbers, kept[here].tolist(), exact[here].tolist(), strict=True)
 
 
 def _results(what: str, work: Callable[[Task], Result], tasks: list[Task], settings: DedupSettings) -> Iterator[Result]:
