@@ -442,9 +442,9 @@ class ExamIndex:
         self.question_ids = sorted({text.question_id for text in texts})
         self.not_testable = [*self.characters.not_testable, *self.words.not_testable]
         self._overlap = max(self.characters.overlap, self.words.overlap)
-        self._screen = self._native_screen()
 
-    def _native_screen(self) -> "_core.Screen | None":
+    @functools.cached_property
+    def _screen(self) -> "_core.Screen | None":
         """What says without Python of most texts that no question can stand in them; None where there is no core."""
         if _symbol_map() is None:
             return None

@@ -12,7 +12,7 @@ curve that is steep near (1 / bands)^(1 / rows), 0.74 for 20 x 10 (Indyk and Mot
 Hash functions: h -> g((a h + c) mod 2^32) with odd a and g(x) = m (x xor x / 2^16) mod 2^32, on n-grams that a 64-bit
 mixer has spread before. Without g the rows of a band depend on each other: texts at J = 0.45 met three times too often.
 
-Everything is said here in Python; `sign` does the same in the native core, some twenty times as fast, where there is one.
+Everything is said here in Python; `sign` does the same in the native core, ten to sixteen times as fast, where there is one.
 """
 
 import re
