@@ -174,7 +174,7 @@ def tell_planted(work: Path) -> None:
 
 
 def hashes(work: Path) -> dict[str, str]:
-    """SHA-256 of all results; manifests without their time."""
+    """SHA-256 of all results, less what a run has of its own: times, places, and the checksums of files that name them."""
     found = {}
     for path in sorted(work.rglob("*")):
         relative = path.relative_to(work).as_posix()
@@ -182,29 +182,38 @@ def hashes(work: Path) -> dict[str, str]:
             continue
         data = path.read_bytes()
         if path.name == "manifest.json":
-            data = re.sub(rb'"created": "[^"]*"', b"", data)
-        if relative.startswith("datasheet/") or path.name == "manifest.json":
-            data = re.sub(rb"20\d\d-\d\d-\d\dT[0-9:.+]*", b"", data)
+            manifest = json.loads(data)
+            own = ("created", "source", "inputs")
+            if manifest["stage"] == "describe":
+                own += ("files",)
+            data = json.dumps({name: value for name, value in manifest.items() if name not in own}, sort_keys=True).encode()
+        if path.name.startswith("datasheet."):
+            data = re.sub(rb"20\d\d-\d\d-\d\dT[0-9:.+]*|[0-9a-f]{12,64}", b"", data)
         found[relative] = hashlib.sha256(data).hexdigest()
     return found
 
 
+def begin_at(place: Path) -> None:
+    place.mkdir()
+    (place / "raw").symlink_to("../raw")
+
+
 def kill_stages(data: Path, work: Path, workers: int, kills: int) -> None:
-    whole, killed = work / "undisturbed", work / "killed"
+    # Both runs at one place: manifests name it.
+    place, whole = work / "place", work / "undisturbed"
     prepare(data, work / "raw", 1)
-    for folder in (whole, killed):
-        folder.mkdir(exist_ok=True)
-        if not (folder / "raw").exists():
-            (folder / "raw").symlink_to("../raw")
+    begin_at(place)
     begin = time.monotonic()
-    for stage in stages(data, whole, workers):
+    for stage in stages(data, place, workers):
         subprocess.run(list(map(str, stage.command)), env=environment(), check=True, capture_output=True)
     seconds = time.monotonic() - begin
+    place.rename(whole)
+    begin_at(place)
     rng, done = random.Random(SEED), 0
     moments = sorted(rng.uniform(0, seconds) for _ in range(kills))
     print(f"an undisturbed run takes {seconds:.1f} s\n\n| kill | stage | seconds into it |\n|---|---|---|")
     spent = 0.0
-    for stage in stages(data, killed, workers):
+    for stage in stages(data, place, workers):
         while True:
             begin = time.monotonic()
             process = subprocess.Popen(list(map(str, stage.command)), env=environment(), stdout=subprocess.DEVNULL,
@@ -223,7 +232,7 @@ def kill_stages(data: Path, work: Path, workers: int, kills: int) -> None:
             if code:
                 sys.exit(f"{stage.name} ended with {code} after a kill")
             break
-    mine, theirs = hashes(killed), hashes(whole)
+    mine, theirs = hashes(place), hashes(whole)
     differing = [name for name in sorted({*mine, *theirs}) if mine.get(name) != theirs.get(name)]
     print(f"\n{len(theirs)} files of {done} times killed and undisturbed runs: {differing or 'all equal'}")
 
