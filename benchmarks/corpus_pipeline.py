@@ -94,7 +94,8 @@ def write_copies(source: Path, target: Path, times: int) -> None:
             rng = random.Random(copy)
             for document in read_documents(source):
                 pieces = PIECES.findall(document.text)
-                text = document.text if copy == 0 else "".join(p for p in pieces if rng.random() < 0.75) or document.text
+                text = "".join(piece for piece in pieces if copy == 0 or rng.random() < 0.75)
+                text = text if text.strip() else document.text
                 stream.write(document_line(Document(f"{document.id}/{copy}", text, document.source, document.lang, {})))
 
 

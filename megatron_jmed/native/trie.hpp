@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
+#include <stdexcept>
 #include <vector>
 
 namespace jmed {
@@ -36,6 +37,8 @@ class TrieBuilder {
 
   std::vector<State> build() {
     std::sort(keys_.begin(), keys_.end(), [](const TrieKey& a, const TrieKey& b) { return a.ranks < b.ranks; });
+    for (size_t i = 1; i < keys_.size(); ++i)
+      if (keys_[i].ranks == keys_[i - 1].ranks) throw std::invalid_argument("two of its pieces are the same");
     grow_tree();
     place_tree();
     return fill();

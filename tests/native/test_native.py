@@ -18,6 +18,7 @@ if native._core is None:
     pytest.skip("the native core is not compiled: pip install -e . with a C++17 compiler", allow_module_level=True)
 
 from random_texts import count_differing  # noqa: E402
+from sentencepiece import sentencepiece_model_pb2  # noqa: E402
 
 from megatron_jmed.corpus import tokenizer as tokenizer_module  # noqa: E402
 from megatron_jmed.corpus.document import read_documents  # noqa: E402
@@ -103,6 +104,21 @@ def test_kept_words_have_the_ids_of_a_new_search_at_any_sum(changes, train, exam
             alone = native._core.Unigram(model.read_bytes())
             assert split(*kept.encode([text], double_sums=double)[:2]) == split(*alone.encode([text], double_sums=double)[:2])
     assert split(*kept.encode(texts)[:2]) == sentencepiece.SentencePieceProcessor(model_file=str(model)).encode(texts)
+
+
+def test_near_ties_in_returning_words_fall_as_the_sum_before_them_rounds(train, tmp_path) -> None:
+    """Two ways through a word, 0.0001 apart: the better one wins while sums are small, the first one where they are not."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(train().read_bytes())
+    for piece, score in (("\u2581ξ", -2.5), ("\u2581ξψ", -5.0), ("ζ", -3.0), ("ψζ", -5.5001), ("ξ", -9), ("ψ", -9)):
+        proto.pieces.add(piece=piece, score=score)
+    model = tmp_path / "ties.model"
+    model.write_bytes(proto.SerializeToString())
+    unigram, processor = encoders(model)
+    text = "ξψζ " * 15_000
+    found = split(*unigram.encode([text])[:2])[0]
+    assert found == processor.encode(text)
+    id_of = {piece.piece: number for number, piece in enumerate(proto.pieces)}
+    assert id_of["\u2581ξψ"] in found and id_of["ψζ"] in found, "both ways occur"
 
 
 def test_the_double_family_differs_only_at_ties_and_long_texts(shared_data) -> None:
@@ -199,6 +215,13 @@ def test_a_damaged_model_is_refused_not_half_read(train) -> None:
         except ValueError:
             continue
         assert unigram.num_pieces < 2000  # cut exactly between two pieces: fewer pieces, which the self-test then catches
+
+
+def test_a_model_with_a_piece_twice_is_refused(train) -> None:
+    proto = sentencepiece_model_pb2.ModelProto.FromString(train().read_bytes())
+    proto.pieces.add(piece=proto.pieces[-1].piece, score=-1)
+    with pytest.raises(ValueError, match="two of its pieces are the same"):
+        native._core.Unigram(proto.SerializeToString())
 
 
 def test_ids_that_differ_are_noticed_at_load(train) -> None:
