@@ -50,6 +50,9 @@ def _ask_cld2(text: str) -> str | None:
     except pycld2.error:  # noncharacters, which CLD2 takes for broken UTF-8
         return None
     _, code, percent, _ = answers[0]
+    if code in LANGUAGES:
+        # A note with its translation, or English with Japanese questions, is in both: the larger part names it.
+        percent = sum(share for _, found, share, _ in answers if found in LANGUAGES)
     if not reliable or percent < PERCENT_OF_A_SURE_ANSWER or code == "un":
         return None
     return code if code in LANGUAGES else "other"

@@ -159,6 +159,13 @@ def test_sentences_on_the_same_matters_stay(line: str) -> None:
     assert drop_boilerplate(line) == (line, 0)
 
 
+# More than half English, but not enough of it to be called so without the Japanese; kana are few among so many letters.
+BILINGUAL = (
+    "The patient was admitted with fever and a productive cough and treated with antibiotics for a week. " * 9
+    + "急性呼吸窮迫症候群、肺炎球菌性肺炎、慢性閉塞性肺疾患、気管支喘息発作、間質性肺炎急性増悪の鑑別診断を要する。" * 5
+)
+
+
 @pytest.mark.parametrize(
     ("text", "lang"),
     [
@@ -172,6 +179,7 @@ def test_sentences_on_the_same_matters_stay(line: str) -> None:
         ("환자는 사흘 전부터 계속된 발열과 기침을 호소하며 내원하였다.", "other"),
         ("急性心筋梗塞、陳旧性脳梗塞、慢性腎臓病、本態性高血圧症、糖尿病性網膜症", "ja"),
         (EN * 3 + "（咳）", "en"),
+        (BILINGUAL, "en"),
     ],
 )
 def test_languages(text: str, lang: str | None) -> None:
