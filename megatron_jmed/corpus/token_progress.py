@@ -30,6 +30,7 @@ class Progress(BaseModel):
     batches: int = 0  # and so many of this one's
     documents: int = 0
     tokens: int = 0
+    sequences: int | None = None  # None: as many as documents
     removed: dict[str, tuple[int, int]] = {}  # rows and bytes by reason
     counts: Counts = Counts()
 

@@ -2,7 +2,7 @@
 
 In: TARGET/shard-i-of-n, each a range of the source's files (`tokenize` with a shard). Out: TARGET/tokens.bin, tokens.idx,
 removed/REASON.jsonl and manifest.json, and the shards gone. The ranges follow each other in the order of the source, so
-the tokens are those of shard 1, then 2, and so on; the index is written anew from the shards' lengths.
+the tokens are those of shard 1, then 2, and so on; the index is written anew from the shards' lengths and documents.
 Invariant: all files equal, byte for byte, those of an unsharded run; no byte of a shard is taken that its manifest's
 checksum does not cover; memory does not grow with tokens or documents. The disk holds both, shards and set, until the end.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from megatron_jmed.corpus.counts import sum_counts
-from megatron_jmed.corpus.indexed import COPY_BYTES, read_index, write_index
+from megatron_jmed.corpus.indexed import COPY_BYTES, TokenIndex, read_index, write_index
 from megatron_jmed.corpus.manifest import PARTIAL_NAME, InputFile, Manifest, OutputFile, sha256_file
 from megatron_jmed.corpus.part_folders import join_removed
 from megatron_jmed.corpus.shards import merge, shard_folder
@@ -47,11 +47,17 @@ def _join(target: Path, manifests: list[Manifest], settings: dict[str, JsonValue
     if not counts.documents:
         raise CorpusError(f"{target}: the shards hold no document (dropped: {counts.dropped or 'none, the source is empty'})")
     partial = target / PARTIAL_NAME
-    lengths = [_checked_lengths(folder, manifest) for folder, manifest in zip(folders, manifests, strict=True)]
+    found = [_checked_index(folder, manifest) for folder, manifest in zip(folders, manifests, strict=True)]
+    indices = [index for index in found if index]
+    lengths, ends = [index.lengths for index in indices], None
+    summed = {}
+    if "num_sequences" in first.details:
+        ends = [index.entries[1:] for index in indices]
+        summed = {"num_sequences": sum(map(len, lengths))}
     tokens = [(folder / f"{NAME}.bin", _listed(manifest, ".bin")) for folder, manifest in zip(folders, manifests, strict=True)]
     files = [
         _join_tokens(tokens, partial / f"{NAME}.bin"),
-        write_index(partial / f"{NAME}.idx", lengths, np.dtype(str(first.details["dtype"]))),
+        write_index(partial / f"{NAME}.idx", lengths, np.dtype(str(first.details["dtype"])), ends),
     ]
     return first.model_copy(
         update={
@@ -60,7 +66,7 @@ def _join(target: Path, manifests: list[Manifest], settings: dict[str, JsonValue
             "files": files,
             "removed_files": join_removed(zip(folders, [one.removed_files for one in manifests], strict=True), target),
             "counts": counts,
-            "details": {name: value for name, value in first.details.items() if name not in OF_THE_SHARD},
+            "details": {name: value for name, value in first.details.items() if name not in OF_THE_SHARD} | summed,
         }
     )
 
@@ -69,21 +75,22 @@ def _listed(manifest: Manifest, suffix: str) -> OutputFile:
     return next(file for file in manifest.files if file.path == f"{NAME}{suffix}")
 
 
-def _checked_lengths(folder: Path, manifest: Manifest) -> np.ndarray:
-    """The memory-mapped lengths of a shard's documents, after its index was found to be what the manifest says."""
+def _checked_index(folder: Path, manifest: Manifest) -> TokenIndex | None:
+    """A shard's index, found to be what the manifest says; None if the shard has no document."""
     path = folder / f"{NAME}.idx"
     _check_sum(path, sha256_file(path), _listed(manifest, ".idx"))
     if not manifest.counts.documents:
-        return np.empty(0, "<i4")
+        return None
     index = read_index(path)
     for what, there, claimed in (
-        ("documents", len(index.lengths), manifest.counts.documents),
+        ("documents", index.num_documents, manifest.counts.documents),
+        ("sequences", len(index.lengths), manifest.details.get("num_sequences", manifest.counts.documents)),
         ("tokens", index.num_tokens, manifest.counts.tokens),
         ("bytes of tokens", index.num_tokens_bytes, _listed(manifest, ".bin").bytes),
     ):
         if there != claimed:
             raise CorpusError(f"{path}: {there} {what}, {claimed} according to the manifest; {AGAIN}")
-    return index.lengths
+    return index
 
 
 def _join_tokens(pieces: list[tuple[Path, OutputFile]], path: Path) -> OutputFile:

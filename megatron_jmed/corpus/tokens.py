@@ -2,7 +2,9 @@
 
 In: a source of documents and a tokenizer (SentencePiece or Hugging Face). Out: TARGET/tokens.bin and tokens.idx
 (Megatron-Core's format), removed/REASON.jsonl for records that are no documents, and manifest.json. Three parts that
-know nothing of each other: reader.py reads, `_encode` (in several processes) turns a raw batch into ids, indexed.py writes.
+know nothing of each other: reader.py reads, `_encode` (in several threads or processes) turns a raw batch into ids,
+indexed.py writes. A document is one sequence of the index, or (`split_sentences`) one for each of its sentences, `<s>`
+before the first, `</s>` after the last.
 While it runs, all that is in TARGET/.parts, with the place up to which it is whole (token_progress.py): a rerun goes on
 there. With shard (i, n) the run takes a range of the files and writes TARGET/shard-i-of-n (token_shards.py joins them).
 Invariant: documents keep the order of the source, and the output is the same, byte for byte, for any number of
@@ -10,6 +12,7 @@ workers or shards and however often the run was killed.
 """
 
 import contextlib
+import copy
 import functools
 import os
 import sys
@@ -44,6 +47,7 @@ from megatron_jmed.corpus.manifest import (
 from megatron_jmed.corpus.part_folders import PARTS, REMOVED, file_hashes, key_hash, link_or_copy, opened
 from megatron_jmed.corpus.pool import worker_pool
 from megatron_jmed.corpus.reader import RawBatch, Source, find_source
+from megatron_jmed.corpus.sentences import SENTENCE_ENGINES, SentenceEngine, SentenceSplitter, load_splitter
 from megatron_jmed.corpus.shards import check_shard, file_range, of_shard, shard_folder
 from megatron_jmed.corpus.token_progress import Progress, begin, load_progress, remaining_batches
 from megatron_jmed.corpus.tokenizer import ENGINES, FAMILIES, Encoder, Engine, Family, TokenizerInfo, build_encoder
@@ -52,6 +56,7 @@ from megatron_jmed.errors import CorpusError
 STAGE = "tokenize"
 NAME = "tokens"
 OUTPUT_NAMES = (f"{NAME}.bin", f"{NAME}.idx", REMOVED)
+SENTENCES = "sentences"
 # Enough that no worker waits for the reader, few enough that memory stays at some megabytes per worker.
 BATCHES_PER_WORKER = 3
 SECONDS_BETWEEN_LOG_LINES = 30.0
@@ -69,6 +74,8 @@ class TokenizeSettings:
     licence: str | None = None  # None: what the source's manifests say
     family: Family = "float"
     engine: Engine = "auto"
+    split_sentences: bool = False
+    sentence_engine: SentenceEngine = "auto"
     workers: int = 1
     overwrite: bool = False
     progress: bool = True
@@ -77,7 +84,11 @@ class TokenizeSettings:
         object.__setattr__(self, "tokenizer", Path(self.tokenizer))
         if self.workers < 1:
             raise CorpusError(f"--workers {self.workers} is too small; at least 1 is needed")
-        for name, value, known in (("engine", self.engine, ENGINES), ("family", self.family, tuple(FAMILIES))):
+        for name, value, known in (
+            ("engine", self.engine, ENGINES),
+            ("family", self.family, tuple(FAMILIES)),
+            ("sentence-engine", self.sentence_engine, SENTENCE_ENGINES),
+        ):
             if value not in known:
                 raise CorpusError(f"--{name} {value} is unknown; choose from {', '.join(known)}")
         if self.max_bad < 0:
@@ -106,6 +117,10 @@ def tokenize(
         "licence": licence,
     }
     details: dict[str, JsonValue] = {"tokenizer": asdict(info), "dtype": encoder.dtype.name}
+    if settings.split_sentences:
+        splitter = load_splitter(settings.sentence_engine)
+        settings = replace(settings, sentence_engine=splitter.engine)  # a worker uses this one or fails
+        choices["sentences"] = splitter.record
     mine = found
     if shard:
         check_shard(target, shard, settings.overwrite)
@@ -122,7 +137,9 @@ def tokenize(
             first = ", ".join(found.ignored[:5])
             print(f"ignored {len(found.ignored)} file(s) of other kinds in {source}: {first}", file=sys.stderr)
         progress = _found_progress(target, _progress_key(mine, inputs, choices))
-        files, removed_files, counts = _write_all(mine, settings, encoder, target / PARTS, progress)
+        writer, files, removed_files, counts = _write_all(mine, settings, encoder, target / PARTS, progress)
+        if settings.split_sentences:
+            details |= {"sequences": SENTENCES, "num_sequences": writer.num_sequences}
         if not counts.documents and not shard:
             raise CorpusError(f"{source} holds no usable document (dropped: {counts.dropped or 'none, it is empty'})")
         for file in [*files, *removed_files]:
@@ -162,16 +179,17 @@ def _progress_key(source: Source, inputs: list[InputFile], choices: dict[str, Js
 
 def _write_all(
     source: Source, settings: TokenizeSettings, encoder: Encoder, folder: Path, progress: Progress
-) -> tuple[list[OutputFile], list[OutputFile], Counts]:
+) -> tuple[TokenWriter, list[OutputFile], list[OutputFile], Counts]:
     """Read, encode and write what is not done yet, in order, and count it; describe the tokens and the removed records."""
+    num_sequences = (progress.sequences or 0) if settings.split_sentences else None
     removed = RemovedRecords(folder / REMOVED, settings.max_bad)
     with contextlib.ExitStack() as stack:
-        writer = TokenWriter(folder, NAME, encoder.dtype, progress.documents, progress.tokens)
+        writer = TokenWriter(folder, NAME, encoder.dtype, progress.documents, progress.tokens, num_sequences)
         stack.callback(writer.close)
         stack.callback(removed.close)
         removed.resume(progress.removed)
         counts = _write_batches(source, settings, encoder, writer, removed, progress)
-        return writer.finish(), removed.close(), counts
+        return writer, writer.finish(), removed.close(), counts
 
 
 def _write_batches(
@@ -196,7 +214,7 @@ def _write_batches(
     # closing() ends the workers when this loop stops early, and not whenever the generator is collected.
     with bar, contextlib.closing(_encoded_in_order(batches, settings, encoder)) as encoded_batches:
         for batch in encoded_batches:
-            writer.add(batch.tokens, batch.lengths)
+            writer.add(batch.tokens, batch.lengths, batch.num_sequences_of)
             for bad in batch.bad:
                 removed.add(bad)
             for (name, lang), counted in batch.groups.items():
@@ -210,6 +228,7 @@ def _write_batches(
                     batches=num_batches,
                     documents=writer.num_documents,
                     tokens=writer.num_tokens,
+                    sequences=writer.num_sequences,
                     removed=removed.sync(),
                     counts=counting.result(),
                 ).save(writer.folder)
@@ -231,7 +250,8 @@ def _write_batches(
 @dataclass(frozen=True)
 class _EncodedBatch:
     tokens: np.ndarray
-    lengths: np.ndarray
+    lengths: np.ndarray  # of each sequence
+    num_sequences_of: np.ndarray | None  # each document; None: one
     groups: dict[tuple[str, str], GroupCounts]  # by (source, lang)
     bad: list[BadRecord]
     input_bytes: int
@@ -239,17 +259,24 @@ class _EncodedBatch:
 
 def _encode(batch: RawBatch, settings: TokenizeSettings, encoder: Encoder) -> _EncodedBatch:
     """Parse one raw batch and encode its documents; a document that gives no token is a bad record."""
-    if batch.kind == "jsonl" and (encoded := encoder.encode_lines(batch.payload, settings.text_field)):
+    is_plain = batch.kind == "jsonl" and not settings.split_sentences
+    if is_plain and (encoded := encoder.encode_lines(batch.payload, settings.text_field)):
         tokens, lengths, counted = encoded
         groups = {
             (source or UNKNOWN, lang or UNKNOWN): GroupCounts(documents=num, characters=characters, tokens=num_tokens)
             for source, lang, num, characters, num_tokens in counted
         }
         if len(groups) == len(counted):  # else a source is called "unknown" and another not at all
-            return _EncodedBatch(tokens, lengths, groups, [], batch.input_bytes)
+            return _EncodedBatch(tokens, lengths, None, groups, [], batch.input_bytes)
     records = list(parse_batch(batch, settings.text_field))
-    tokens, lengths = encoder.encode([record.text for record in records if isinstance(record, Document)])
-    bad, groups, num_ids = [], {}, iter(lengths.tolist())
+    documents = [record for record in records if isinstance(record, Document)]
+    num_sequences_of = None
+    if settings.split_sentences:
+        tokens, lengths, num_sequences_of, num_ids_of = _encode_sentences(documents, settings, encoder)
+    else:
+        tokens, num_ids_of = encoder.encode([document.text for document in documents])
+        lengths = num_ids_of[num_ids_of > 0]
+    bad, groups, num_ids = [], {}, iter(num_ids_of.tolist())
     for offset, record in enumerate(records):
         if isinstance(record, BadRecord):
             bad.append(record)
@@ -261,7 +288,41 @@ def _encode(batch: RawBatch, settings: TokenizeSettings, encoder: Encoder) -> _E
         else:
             bad.append(BadRecord(batch.file, batch.first_line + offset, "no_tokens", orjson.dumps(asdict(record))))
     counts = {key: GroupCounts(documents=d, characters=c, tokens=t) for key, (d, c, t) in groups.items()}
-    return _EncodedBatch(tokens, lengths[lengths > 0], counts, bad, batch.input_bytes)
+    return _EncodedBatch(tokens, lengths, num_sequences_of, counts, bad, batch.input_bytes)
+
+
+def _encode_sentences(
+    documents: list[Document], settings: TokenizeSettings, encoder: Encoder
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Encode each sentence for itself: (ids, ids of each sequence, sequences of each document that has one, ids of each).
+
+    A sentence that gives no id is no sequence; special pieces stand before and after documents, not sentences.
+    """
+    splitter = _splitter(settings.sentence_engine)
+    sentences_of = [splitter.split(document.text, document.lang) for document in documents]
+    alone = copy.copy(encoder)
+    alone.before = alone.after = []
+    tokens, lengths = alone.encode([sentence for sentences in sentences_of for sentence in sentences])
+    document_of = np.repeat(np.arange(len(documents)), [len(sentences) for sentences in sentences_of])[lengths > 0]
+    lengths = lengths[lengths > 0]
+    num_sequences = np.bincount(document_of, minlength=len(documents))
+    with_any = num_sequences[num_sequences > 0]
+    last = np.cumsum(with_any) - 1
+    first, ends = last - with_any + 1, np.cumsum(lengths, dtype=np.int64)
+    begins_and_ends = np.stack([ends[first] - lengths[first], ends[last]], axis=1)
+    times = [len(encoder.before), len(encoder.after)]
+    places = np.repeat(begins_and_ends, times, axis=1).ravel()
+    tokens = np.insert(tokens, places, np.tile(np.array(encoder.before + encoder.after, tokens.dtype), len(with_any)))
+    lengths[first] += times[0]
+    lengths[last] += times[1]
+    num_ids = np.bincount(document_of, lengths, len(documents)).astype(np.int64)
+    return tokens, lengths, with_any, num_ids
+
+
+@functools.cache
+def _splitter(engine: SentenceEngine) -> SentenceSplitter:
+    """One per process."""
+    return load_splitter(engine)
 
 
 @functools.cache
@@ -328,8 +389,13 @@ class TokenSet:
     num_tokens: int
     dtype: str
     tokenizer: TokenizerInfo
+    num_sequences: int  # as many as documents, unless they are sentences
     source_share: dict[str, float] = field(default_factory=dict)  # of the tokens; adds up to 1
     lang_share: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_sentences(self) -> bool:
+        return self.manifest.details.get("sequences") == SENTENCES
 
     @property
     def tokenizer_sha256(self) -> str:
@@ -364,6 +430,7 @@ def load_token_set(folder: str | Path) -> TokenSet:
         num_tokens=counts.tokens,
         dtype=str(manifest.details["dtype"]),
         tokenizer=info,
+        num_sequences=int(manifest.details.get("num_sequences", counts.documents)),
         source_share={name: group.tokens / counts.tokens for name, group in counts.by_source.items()},
         lang_share={name: group.tokens / counts.tokens for name, group in counts.by_lang.items()},
     )
@@ -376,7 +443,8 @@ def _check_tokens(folder: Path, manifest: Manifest) -> None:
     size = (folder / f"{NAME}.bin").stat().st_size
     claims = {
         "bytes in .bin": (size, index.num_tokens_bytes),
-        "documents": (manifest.counts.documents, len(index.lengths)),
+        "documents": (manifest.counts.documents, index.num_documents),
+        "sequences": (manifest.details.get("num_sequences", manifest.counts.documents), len(index.lengths)),
         "tokens": (manifest.counts.tokens, index.num_tokens),
         "type of ids": (manifest.details.get("dtype"), index.dtype.name),
     }

@@ -76,6 +76,9 @@ def load_token_sets(config: RunConfig) -> list[TokenSet]:
 
 def _mismatches(config: RunConfig, name: str, token_set: TokenSet) -> list[str]:
     wrong = []
+    if token_set.is_sentences:
+        wrong.append(f"data.blend source {name!r} holds sentences, which Megatron-Core's GPTDataset would shuffle one by one, each "
+                     "for a document; tokenise without --split-sentences")
     if token_set.vocab_size != config.model.vocab_size:
         wrong.append(f"data.blend source {name!r} was tokenised with {token_set.vocab_size} pieces; model.vocab_size is "
                      f"{config.model.vocab_size}")

@@ -225,6 +225,15 @@ def test_token_set_smaller_than_a_sequence_is_refused(small_config, tmp_path, to
     assert "2 documents, too few for data.valid_ratio=0.05" in refusal(small_config, tmp_path / "short")
 
 
+def test_sentences_are_refused(small_config, tmp_path, token_folder):
+    source = tmp_path / "source.jsonl"
+    source.write_text('{"text": "咳と熱。心臓と肺と肝臓。"}\n' * 100, encoding="utf-8")
+    settings = TokenizeSettings(tokenizer=token_folder / "tokenizer.model", split_sentences=True, progress=False)
+    tokenize(source, tmp_path / "set", settings)
+    message = refusal(small_config, tmp_path / "set")
+    assert "'set' holds sentences" in message and "tokenise without --split-sentences" in message
+
+
 def test_everything_wrong_is_named_at_once(small_config, own_tokens, tmp_path):
     (own_tokens / "texts_en/manifest.json").unlink()
     message = refusal(small_config, own_tokens / "texts_ja", own_tokens / "texts_en", tmp_path / "none",
