@@ -4,9 +4,10 @@ import argparse
 import os
 from pathlib import Path
 
-from megatron_jmed.corpus.manifest import Counts
+from megatron_jmed.corpus.manifest import Manifest
 from megatron_jmed.corpus.sentences import SENTENCE_ENGINES
 from megatron_jmed.corpus.shards import parse_shard
+from megatron_jmed.corpus.token_keys import merge_token_keys, tokenize_keys
 from megatron_jmed.corpus.token_shards import merge_token_shards
 from megatron_jmed.corpus.tokenizer import ENGINES, FAMILIES
 from megatron_jmed.corpus.tokens import TokenizeSettings, tokenize
@@ -18,7 +19,10 @@ def main() -> None:
     parser.add_argument("source", type=Path, nargs="?", help="file, folder or glob (not needed with --merge)")
     parser.add_argument("target", type=Path, help="folder to write; a killed run goes on where it was")
     parser.add_argument("--tokenizer", type=Path, help="SentencePiece .model file (not needed with --merge)")
-    parser.add_argument("--text-field", default="text")
+    fields = parser.add_mutually_exclusive_group()
+    fields.add_argument("--text-field", default="text", help="the field that holds the text (default: text)")
+    keys_help = "several fields instead, each a token set of its own in TARGET/KEY (also with --shard and --merge)"
+    fields.add_argument("--json-keys", nargs="+", metavar="KEY", help=keys_help)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
     parser.add_argument("--no-bos", action="store_true", help="do not put <s> before each document")
     parser.add_argument("--no-eos", action="store_true", help="do not put </s> after each document")
@@ -39,17 +43,24 @@ def main() -> None:
     words = parser.parse_args()
     if words.merge != (words.source is None) or not (words.merge or words.tokenizer):
         raise CorpusError("give SOURCE, TARGET and --tokenizer, or --merge and TARGET alone")
-    counts = _merged(words) if words.merge else _tokenized(words)
-    dropped = f", dropped {counts.dropped}" if counts.dropped else ""
-    totals = f"{counts.documents:,} documents, {counts.characters:,} characters, {counts.tokens:,} tokens"
-    print(f"{words.target}: {totals}{dropped}")
+    if words.sentence_engine != "auto" and not words.split_sentences:
+        raise CorpusError(f"--sentence-engine {words.sentence_engine} splits nothing without --split-sentences")
+    for folder, manifest in (_merged(words) if words.merge else _tokenized(words)).items():
+        counts, sequences = manifest.counts, manifest.details.get("num_sequences")
+        dropped = f", dropped {counts.dropped}" if counts.dropped else ""
+        sentences = f"{sequences:,} sentences, " if sequences is not None else ""
+        print(f"{folder}: {counts.documents:,} documents, {sentences}{counts.characters:,} characters, "
+              f"{counts.tokens:,} tokens{dropped}")
 
 
-def _merged(words: argparse.Namespace) -> Counts:
-    return merge_token_shards(words.target, words.overwrite, words.max_bad).counts
+def _merged(words: argparse.Namespace) -> dict[Path, Manifest]:
+    if words.json_keys:
+        made = merge_token_keys(words.target, words.json_keys, words.overwrite, words.max_bad)
+        return {words.target / key: manifest for key, manifest in made.items()}
+    return {words.target: merge_token_shards(words.target, words.overwrite, words.max_bad)}
 
 
-def _tokenized(words: argparse.Namespace) -> Counts:
+def _tokenized(words: argparse.Namespace) -> dict[Path, Manifest]:
     settings = TokenizeSettings(
         tokenizer=words.tokenizer,
         text_field=words.text_field,
@@ -64,7 +75,10 @@ def _tokenized(words: argparse.Namespace) -> Counts:
         workers=words.workers,
         overwrite=words.overwrite,
     )
-    return tokenize(words.source, words.target, settings, words.shard).counts
+    if words.json_keys:
+        made = tokenize_keys(words.source, words.target, words.json_keys, settings, words.shard)
+        return {words.target / key: manifest for key, manifest in made.items()}
+    return {words.target: tokenize(words.source, words.target, settings, words.shard)}
 
 
 if __name__ == "__main__":
