@@ -364,8 +364,8 @@ def _encoded_in_order(
 def _executor(
     settings: TokenizeSettings, encoder: Encoder, what_to_do: Callable[[], str]
 ) -> Iterator[tuple[Executor, Callable[[RawBatch], _EncodedBatch]]]:
-    """Threads for the native core, which works outside the interpreter; processes for all else."""
-    if encoder.engine == "native":
+    """Threads for the native core, which works outside the interpreter; processes for all else, so for splitting."""
+    if encoder.engine == "native" and not settings.split_sentences:
         pool = ThreadPoolExecutor(settings.workers)
         try:
             yield pool, functools.partial(_encode, settings=settings, encoder=encoder)

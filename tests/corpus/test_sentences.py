@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 from megatron.core.datasets.utils import Split
 
-from megatron_jmed.corpus import indexed, reader, sentences, token_progress
+from megatron_jmed.corpus import indexed, reader, sentences, token_progress, tokens
 from megatron_jmed.corpus.datasheet import DescribeSettings, describe
 from megatron_jmed.corpus.document import read_documents
 from megatron_jmed.corpus.indexed import TokenWriter, read_index, read_whole_documents, write_index
@@ -24,6 +25,7 @@ from megatron_jmed.corpus.manifest import MANIFEST_NAME, load_manifest, sha256_f
 from megatron_jmed.corpus.part_folders import PARTS
 from megatron_jmed.corpus.sentences import load_splitter, split_english, split_japanese, split_sentences
 from megatron_jmed.corpus.token_shards import merge_token_shards
+from megatron_jmed.corpus.tokenizer import build_encoder
 from megatron_jmed.corpus.tokens import load_token_set, tokenize
 from megatron_jmed.errors import CorpusError
 
@@ -169,12 +171,13 @@ def split(settings):
 
 @pytest.fixture
 def source(texts_ja: Path, texts_en: Path, tmp_path: Path) -> Path:
-    """Japanese and English texts in three files, with bad records and a document whose every sentence is short."""
+    """Japanese and English texts in files, with bad records (one file has no other) and a document of two full stops."""
     folder = tmp_path / "source"
     folder.mkdir()
     lines = texts_ja.read_bytes().splitlines(keepends=True)
     (folder / "a.jsonl").write_bytes(b"{broken\n" + b"".join(lines[:200]))
     (folder / "b.jsonl.gz").write_bytes(texts_en.read_bytes())
+    (folder / "bad.jsonl").write_bytes(b'{"text": ""}\n')
     (folder / "c.jsonl").write_bytes(b"".join(lines[200:]) + '{"text": "。\\n\\n。"}\n{"text": ""}\n'.encode())
     return folder
 
@@ -239,9 +242,9 @@ def test_a_sentence_without_ids_is_no_sequence(texts_ja, split, write_lines, tmp
 def test_megatrons_dataset_reads_it(texts_ja, split, tmp_path) -> None:
     tokenize(texts_ja, tmp_path, split())
     token_set = load_token_set(tmp_path)
-    tokens = type("Tokens", (), {"eod": -1, "pad": -1, "vocab_size": None, "unique_identifiers": {}})()
+    stand_in = type("Tokens", (), {"eod": -1, "pad": -1, "vocab_size": None, "unique_identifiers": {}})()
     config = GPTDatasetConfig(
-        random_seed=1, sequence_length=64, split="1", tokenizer=tokens, reset_position_ids=False, reset_attention_mask=False,
+        random_seed=1, sequence_length=64, split="1", tokenizer=stand_in, reset_position_ids=False, reset_attention_mask=False,
         eod_mask_loss=False, create_attention_mask=False, path_to_cache=str(tmp_path / "cache"),
     )
     low_level = GPTDataset.build_low_level_dataset(token_set.prefix, config)
@@ -266,6 +269,14 @@ def test_workers_and_shards_do_not_change_it(num_shards, source, split, tmp_path
     assert merged.model_dump(exclude={"created"}) == whole.model_dump(exclude={"created"})
     assert hashes(tmp_path / "merged") == hashes(tmp_path / "whole")
     assert load_token_set(tmp_path / "merged").num_sequences == len(read_index(tmp_path / "whole" / "tokens.idx").lengths)
+
+
+def test_splitting_runs_in_processes(split, settings) -> None:
+    """Patterns hold the interpreter's lock, so threads would wait for each other."""
+    for words, by_threads in ((split(workers=2), False), (settings(workers=2), True)):
+        encoder = build_encoder(words.tokenizer, True, True, "auto", "float")
+        with tokens._executor(words, encoder, lambda: "") as (pool, _):
+            assert isinstance(pool, ThreadPoolExecutor) == (by_threads and encoder.engine == "native")
 
 
 def test_shards_split_and_unsplit_do_not_mix(source, split, settings, tmp_path) -> None:
@@ -323,9 +334,9 @@ def test_index_of_any_documents_equals_megatrons(dtype, tmp_path, monkeypatch) -
         builder = IndexedDatasetBuilder(str(tmp_path / "m.bin"), dtype=getattr(np, dtype))
         writer = TokenWriter(tmp_path, "ours", np.dtype(dtype), num_sequences=0)
         for lengths in sizes:
-            tokens = rng.integers(0, 100, lengths.sum()).astype(dtype)
-            builder.add_document(tokens, lengths.tolist())
-            writer.add(tokens, lengths, np.array([len(lengths)]))
+            ids = rng.integers(0, 100, lengths.sum()).astype(dtype)
+            builder.add_document(ids, lengths.tolist())
+            writer.add(ids, lengths, np.array([len(lengths)]))
         builder.finalize(str(tmp_path / "m.idx"))
         files = writer.finish()
         for suffix in ("bin", "idx"):
