@@ -1,19 +1,14 @@
-"""How fast is the native core against sentencepiece, and do both give the same ids and the same files?
+"""How fast is the native core against sentencepiece, and do both give the same ids?
 
-    python benchmarks/tokenizer_speed.py CORPORA MODEL [--repeat 3] [--limit-mb 40] [--skip-tool]
+    python benchmarks/tokenizer_speed.py CORPORA MODEL [--repeat 3] [--limit-mb 40]
 
-Prints Markdown tables. Unit: megabytes (10^6) of UTF-8 text, or of the JSONL file, per CPU-second of this process and
-its children (user + system), best of --repeat for the encoders alone and one run of the whole tool each.
-With another sentencepiece on the path (0.2.1), its family of ids is compared instead; the tool is then left out.
+Prints Markdown tables. Unit: megabytes (10^6) of UTF-8 text per CPU-second (user + system), best of --repeat. With another
+sentencepiece on the path (0.2.1), its family of ids is compared instead. The whole tool: tokenize_peers.py.
 """
 
 import argparse
 import os
 import resource
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,8 +16,6 @@ import numpy as np
 import sentencepiece
 
 from megatron_jmed.native import VERSION, _core, sums_in_double
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def cpu_seconds(work: Callable[[], object], repeat: int = 1) -> float:
@@ -83,51 +76,17 @@ def encoders_alone(texts: list[tuple[str, str]], model: Path, repeat: int, limit
               f"| {theirs / ours:.1f} |")
 
 
-def whole_tool(texts: list[tuple[str, str]], model: Path, limit_bytes: float) -> None:
-    import orjson
-
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "all.jsonl"
-        with open(source, "wb") as stream:
-            step = max(1, round(sum(len(text.encode()) for _, text in texts) / limit_bytes))
-            stream.writelines(orjson.dumps({"text": t, "lang": lang}) + b"\n" for lang, t in texts[::step])
-        megabytes = source.stat().st_size / 1e6
-        print(f"\nWhole tool, one worker, {megabytes:.1f} MB of JSONL, {model.name}:\n")
-        print("| engine | wall s | CPU-s | MB/cpu-s | MB/cpu-s without start-up |\n|---|---|---|---|---|")
-        tiny = Path(folder) / "tiny.jsonl"
-        tiny.write_bytes(b'{"text": "x"}\n')
-        for engine in ("native", "sentencepiece"):
-            start = cpu_seconds(lambda engine=engine: run_tool(tiny, Path(folder) / f"tiny-{engine}", model, engine))
-            begin = time.perf_counter()
-            used = cpu_seconds(lambda engine=engine: run_tool(source, Path(folder) / engine, model, engine))
-            wall = time.perf_counter() - begin
-            print(f"| {engine} | {wall:.1f} | {used:.2f} | {megabytes / used:.1f} | {megabytes / (used - start):.1f} |")
-        same = all((Path(folder) / "native" / name).read_bytes() == (Path(folder) / "sentencepiece" / name).read_bytes()
-                   for name in ("tokens.bin", "tokens.idx"))
-        print(f"\n.bin and .idx of both engines {'are identical, byte for byte' if same else 'DIFFER'}.")
-
-
-def run_tool(source: Path, target: Path, model: Path, engine: str) -> None:
-    command = [sys.executable, REPOSITORY / "tools/tokenize_corpus.py", source, target, "--tokenizer", model,
-               "--engine", engine, "--workers", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    subprocess.run(list(map(str, command)), check=True, capture_output=True, env=environment)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpora", type=Path)
     parser.add_argument("models", type=Path, nargs="+")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--limit-mb", type=float, default=40, help="text per language that is timed; ids are compared on all")
-    parser.add_argument("--skip-tool", action="store_true")
     words = parser.parse_args()
     texts = load_texts(words.corpora)
     print(f"core {VERSION}, sentencepiece {sentencepiece.__version__}, load {os.getloadavg()[0]:.1f}")
     for model in words.models:
         encoders_alone(texts, model, words.repeat, words.limit_mb * 1e6)
-    if not words.skip_tool:
-        whole_tool(texts, words.models[0], words.limit_mb * 1e6)
 
 
 if __name__ == "__main__":

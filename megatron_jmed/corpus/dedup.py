@@ -9,9 +9,7 @@ Invariant: of each group exactly the first document is kept (order: sources as g
 same, byte for byte, for any number of workers or shards, any memory setting, and however often the run was killed.
 """
 
-import contextlib
 import functools
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,10 +29,10 @@ from megatron_jmed.corpus.manifest import (
     InputFile,
     Manifest,
     code_version,
-    open_target,
     publish,
 )
 from megatron_jmed.corpus.minhash import MinHash
+from megatron_jmed.corpus.part_folders import opened
 from megatron_jmed.corpus.pool import fewer_workers, worker_pool
 from megatron_jmed.corpus.reader import Source, find_source
 from megatron_jmed.corpus.signatures import Run, Signatures, SignedFile, SignTask, bytes_per_document, sign_file, signed_file
@@ -108,23 +106,12 @@ def dedup(
     files = _numbered(found, inputs)
     licence = settings.licence or "; ".join(sorted({known for source in found if (known := source.licence())})) or None
     choices = _choices(found, settings) | {"threshold": settings.threshold, "max_bad": settings.max_bad, "licence": licence}
-    with contextlib.ExitStack() as stack:
-        if interrupted := (target / stage.PARTS).exists():
-            stack.enter_context(stage.sole_writer(target))
-            if not (target / MANIFEST_NAME).exists():
-                # Says that what stands here is a run of ours: one that was killed, or shards to be merged.
-                (target / PARTIAL_NAME).mkdir(exist_ok=True)
-        if finished := open_target(target, STAGE, choices, inputs, (*stage.OUTPUT_NAMES, stage.PARTS), settings.overwrite):
-            shutil.rmtree(target / stage.PARTS, ignore_errors=True)
-            print(f"{target} is finished already ({finished.counts.documents} documents); nothing to do", file=sys.stderr)
+    with opened(target, STAGE, choices, inputs, stage.OUTPUT_NAMES, settings.overwrite) as finished:
+        if finished:
             return finished
-        stack.enter_context(stage.clear_about_disk(target))
-        if not interrupted:
-            stack.enter_context(stage.sole_writer(target))
         work = _find_and_write(found, files, inputs, target, choices, settings, merge)
         manifest = work.model_copy(update={"source": ", ".join(str(path) for path in sources)})
         publish(target, manifest, stage.OUTPUT_NAMES)
-        shutil.rmtree(target / stage.PARTS)
     return manifest
 
 

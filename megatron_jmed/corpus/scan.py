@@ -13,10 +13,10 @@ from functools import cache
 
 import numpy as np
 
+from megatron_jmed.corpus.code_map import NUM_CODE_POINTS
 from megatron_jmed.native import _core
 
 NATIVE = hasattr(_core, "Scanner")
-NUM_CODE_POINTS = 0x110000
 # Above are unassigned and private code points and selectors of variants: the sets in use hold all of them or none.
 NUM_TRIED = 0x40000
 EDGE = ""  # in place of a set: the beginning or the end of the text

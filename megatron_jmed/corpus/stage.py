@@ -41,7 +41,6 @@ from megatron_jmed.corpus.part_folders import (
     key_hash,
     link_or_copy,
     opened,
-    sole_writer,
 )
 from megatron_jmed.corpus.parts import (
     DOCUMENTS,
@@ -75,7 +74,7 @@ SECONDS_BETWEEN_LOG_LINES = 30.0
 __all__ = [
     "DOCUMENTS", "OUTPUT_NAMES", "PARTS", "RECORD", "REMOVED", "Kept", "Part", "Removed", "Task", "Transform",
     "clear_about_disk", "file_hashes", "join_removed", "key_hash", "link_or_copy", "make_part", "merge_shards",
-    "output_name", "parse_shard", "run_stage", "sole_writer", "sum_counts", "whole_part",
+    "output_name", "parse_shard", "run_stage", "sum_counts", "whole_part",
 ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Where are the words in a text, and which 64-bit number stands for each?
 
 In: one code point per character (uint32). Out: where words begin and end, and their hashes: the sum of code[i] times
-WORD_BASE^i modulo 2^64, then mixed once. Invariant: a word's number depends on its characters alone; native/words.hpp
+WORD_BASE^i modulo 2^64, then mixed once. Invariant: a word's number depends on its characters alone; native/word_hash.hpp
 gives the same.
 """
 

@@ -138,7 +138,7 @@ py::object encode_lines_as(Encoder& encoder, std::string_view block, std::string
         const size_t begin = ids.size();
         ids.insert(ids.end(), before.begin(), before.end());
         const size_t body = ids.size();
-        encoder.model.encode(document.text.data(), document.text.size(), family, work, ids);
+        encoder.model.encode(document.text, document.num_characters, family, work, ids);
         if (!(plain = ids.size() > body && ids.size() - begin < INT32_MAX)) break;
         ids.insert(ids.end(), after.begin(), after.end());
         lengths.push_back(static_cast<int32_t>(ids.size() - begin));
@@ -147,7 +147,7 @@ py::object encode_lines_as(Encoder& encoder, std::string_view block, std::string
           group = &groups[name];
         }
         group->documents += 1;
-        group->characters += static_cast<int64_t>(document.text.size());
+        group->characters += static_cast<int64_t>(document.num_characters);
         group->tokens += lengths.back();
       }
     });

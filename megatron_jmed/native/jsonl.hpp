@@ -17,7 +17,8 @@
 namespace jmed {
 
 struct LineDocument {
-  std::vector<uint32_t> text;
+  const uint32_t* text = nullptr;  // in the parser's memory, until it parses again
+  size_t num_characters = 0;
   std::string_view source, lang;  // empty: not there, or no string; they point into the line
 };
 
@@ -45,7 +46,7 @@ class LineParser {
       if (!take('"') || !plain_string(name) || !token(':')) return false;
       blank();
       if (name == text_field_) {
-        if (!take('"') || !text_string(document.text)) return false;
+        if (!take('"') || !text_string(document)) return false;
         has_text = true;
       } else if (name == "source" || name == "lang") {
         std::string_view& field = name == "source" ? document.source : document.lang;
@@ -62,15 +63,15 @@ class LineParser {
     } while (token(','));
     if (!token('}')) return false;
     blank();
-    return at_ == end_ && has_text && says_something(document.text);
+    return at_ == end_ && has_text && says_something(document);
   }
 
  private:
   static constexpr int kMaxDepth = 64;
 
-  static bool says_something(const std::vector<uint32_t>& text) {
-    for (const uint32_t point : text)
-      if (!is_blank(point)) return true;
+  static bool says_something(const LineDocument& document) {
+    for (size_t i = 0; i < document.num_characters; ++i)
+      if (!is_blank(document.text[i])) return true;
     return false;
   }
 
@@ -125,8 +126,8 @@ class LineParser {
     return false;
   }
 
-  bool text_string(std::vector<uint32_t>& text) {
-    // A byte is at most one character; resize() would write zeros each time, so the vector keeps its largest size here.
+  bool text_string(LineDocument& document) {
+    // A byte is at most one character; resize() writes zeros, so the buffer keeps its largest size.
     if (buffer_.size() < static_cast<size_t>(end_ - at_)) buffer_.resize(static_cast<size_t>(end_ - at_));
     uint32_t* out = buffer_.data();
     while (at_ < end_) {
@@ -138,7 +139,8 @@ class LineParser {
       const uint8_t byte = *at_;
       if (byte == '"') {
         ++at_;
-        text.assign(buffer_.data(), out);
+        document.text = buffer_.data();
+        document.num_characters = static_cast<size_t>(out - buffer_.data());
         return true;
       }
       if (byte < 0x20) return false;

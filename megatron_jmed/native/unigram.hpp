@@ -30,8 +30,8 @@
 #include <string>
 #include <vector>
 
-#include "model_file.hpp"
 #include "known_words.hpp"
+#include "model_file.hpp"
 #include "text.hpp"
 #include "trie.hpp"
 
@@ -210,7 +210,7 @@ class Unigram {
           if (j == i || best[j].id >= 0) best[j].score -= shift;
       }
       if (ranks[i] == space && (i == 0 || !joined[i])) {
-        if (const size_t passed = pass_word<family>(i, num, work)) {
+        if (const size_t passed = pass_word<family>(i, work)) {
           i += passed - 1;
           continue;
         }
@@ -226,7 +226,7 @@ class Unigram {
 
   // The length of the word that begins here if the table holds it, with best[] filled; else 0.
   template <Family family>
-  size_t pass_word(size_t begin, size_t num, Workspace& work) const {
+  size_t pass_word(size_t begin, Workspace& work) const {
     const uint16_t* const ranks = work.ranks.data() + begin;
     size_t length = 1;
     while (work.joined[begin + length])
@@ -291,7 +291,7 @@ class Unigram {
     slot.last_missed = tag;
   }
 
-  // The best way through a stretch and by how much it beats the next best one, without rounding that matters.
+  // The best way through a word and by how much it beats the next best one, without rounding that matters.
   template <Family family>
   KnownWord two_best(const uint16_t* ranks, size_t num) const {
     constexpr double kNone = -1e300;

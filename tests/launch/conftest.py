@@ -1,13 +1,14 @@
-"""Shared by the launch tests: a small token set, an experiment on it, and a way to run submit.py as a user does."""
+"""Shared by the launch tests: a small token set, an experiment on it, a way to run submit.py as a user does, a Slurm."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import orjson
 import pytest
+from private_slurm import PrivateSlurm, why_absent
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VOCAB_SIZE = 328  # 316 characters and bytes, and a few whole words; these sentences give at most 339
@@ -77,3 +78,15 @@ def submit() -> Submit:
 
 def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[PrivateSlurm]:
+    if reason := why_absent():
+        pytest.skip(reason)
+    cluster = PrivateSlurm()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()

@@ -7,11 +7,11 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from private_slurm import ENDED, PrivateSlurm, wait_for, why_absent
+from private_slurm import ENDED, PrivateSlurm, wait_for
 
 from megatron_jmed.corpus.manifest import MANIFEST_NAME, load_manifest, sha256_file
 
@@ -106,18 +106,6 @@ def test_a_word_of_the_corpus_table_is_explained(folder: Path):
 
 
 # --- on a real Slurm -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[PrivateSlurm]:
-    if reason := why_absent():
-        pytest.skip(reason)
-    cluster = PrivateSlurm()
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ A private cluster of two fake nodes on this machine. Two tests run the real trai
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,16 +16,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_STEPS = 30  # see conftest.py
 
 pytestmark = pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))
-
-
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[PrivateSlurm]:
-    cluster = PrivateSlurm()
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
 
 
 @pytest.fixture(scope="module")
