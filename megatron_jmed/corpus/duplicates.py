@@ -9,6 +9,7 @@ Invariant: groups are the connected components of the verified pairs, so neither
 setting (how many ranges, how many pairs at once) changes them.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,19 @@ BYTES_PER_KEY = 256  # keys, documents, their order, and pairs at worst
 BLOCK_DOCUMENTS = 2**16
 
 
+def new_array(path: Path, dtype: type, num: int) -> np.ndarray:
+    """An array on disk, mapped, with room for all of it: a full disk is an OSError here, not a bus error at some write."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(num,))
+    with open(path, "r+b") as stream:
+        os.posix_fallocate(stream.fileno(), 0, os.fstat(stream.fileno()).st_size)
+    return array
+
+
 class Forest:
     """Union-find over document numbers, in a file: a root is the lowest number of its group."""
 
     def __init__(self, path: Path, num_documents: int) -> None:
-        self.parents = np.lib.format.open_memmap(path, mode="w+", dtype=np.int64, shape=(num_documents,))
+        self.parents = new_array(path, np.int64, num_documents)
         for start in range(0, num_documents, BLOCK_DOCUMENTS):
             stop = min(start + BLOCK_DOCUMENTS, num_documents)
             self.parents[start:stop] = np.arange(start, stop)
@@ -68,7 +77,7 @@ class Duplicates:
 def find_duplicates(signatures: Signatures, minhash: MinHash, threshold: float, memory_bytes: int, folder: Path) -> Duplicates:
     """Group all documents; writes two arrays into `folder`."""
     forest = Forest(folder / "kept.npy", signatures.num_documents)
-    exact = np.lib.format.open_memmap(folder / "exact.npy", mode="w+", dtype=bool, shape=(signatures.num_documents,))
+    exact = new_array(folder / "exact.npy", bool, signatures.num_documents)
     num_parts = max(1, -(-signatures.num_documents * BYTES_PER_KEY // memory_bytes))
     for part in range(num_parts):
         _join_exact(signatures, part, num_parts, forest, exact)
@@ -137,9 +146,7 @@ def _summary(signatures: Signatures, forest: Forest, exact: np.ndarray, threshol
     edges = [threshold, *(edge for edge in (0.7, 0.8, 0.9, 0.95, 1.0) if edge > threshold)]
     names = [f"below {threshold:g} (through others)", *(f"from {edge:g}" for edge in edges)]
     counts, num_groups, largest = np.zeros(len(names), np.int64), 0, 1
-    sizes = np.lib.format.open_memmap(
-        Path(forest.parents.filename).with_name("sizes.npy"), mode="w+", dtype=np.int64, shape=forest.parents.shape
-    )
+    sizes = new_array(Path(forest.parents.filename).with_name("sizes.npy"), np.int64, len(forest.parents))
     for start in range(0, len(exact), BLOCK_DOCUMENTS):
         documents = np.arange(start, min(start + BLOCK_DOCUMENTS, len(exact)))
         roots = forest.roots(documents)

@@ -1,5 +1,6 @@
 """Killed at any moment, or on a full disk: a rerun gives the very files of an undisturbed run, and no process stays behind."""
 
+import errno
 import gzip
 import os
 import random
@@ -15,6 +16,8 @@ import orjson
 import pytest
 
 from megatron_jmed.corpus.clean import CleanSettings, clean
+from megatron_jmed.corpus.dedup import DedupSettings, dedup
+from megatron_jmed.corpus.duplicates import Forest
 from megatron_jmed.corpus.manifest import MANIFEST_NAME, sha256_file
 from megatron_jmed.corpus.part_folders import PARTS
 from megatron_jmed.corpus.tokens import tokenize
@@ -126,7 +129,7 @@ def grow(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("stage", ["clean", "tokenize"])
+@pytest.mark.parametrize("stage", ["clean", "dedup", "tokenize"])
 def test_a_full_disk_is_a_clear_error_and_with_room_the_run_goes_on(
     stage: str, workers: int, settings, small_disk: Path, tmp_path: Path, texts_ja: Path
 ) -> None:
@@ -141,6 +144,8 @@ def test_a_full_disk_is_a_clear_error_and_with_room_the_run_goes_on(
     def run(target: Path) -> None:
         if stage == "clean":
             clean(folder, target, CleanSettings(), workers=workers, progress=False)
+        elif stage == "dedup":
+            dedup([folder], target, DedupSettings(workers=workers, progress=False))
         else:
             tokenize(folder, target, settings(workers=workers))
 
@@ -154,3 +159,10 @@ def test_a_full_disk_is_a_clear_error_and_with_room_the_run_goes_on(
     run(target)
     run(tmp_path / "undisturbed")
     assert hashes(target) == hashes(tmp_path / "undisturbed")
+
+
+def test_an_array_that_will_be_mapped_has_its_room_from_the_start(small_disk: Path) -> None:
+    """Without it, the first write to a page that the disk has no room for ends the process with a bus error."""
+    with pytest.raises(OSError) as caught:
+        Forest(small_disk / "kept.npy", 100_000)
+    assert caught.value.errno == errno.ENOSPC
