@@ -26,7 +26,8 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """The network: a decoder with rotary attention and top-k routed SwiGLU experts (Mixtral's shape)."""
+    """The network: a decoder with rotary attention and top-k routed SwiGLU experts (Mixtral's shape) or, without experts,
+    one SwiGLU layer (Llama's)."""
 
     num_layers: int = Field(gt=0)
     hidden_size: int = Field(gt=0)
@@ -34,11 +35,12 @@ class ModelConfig(Section):
     num_query_groups: int = Field(gt=0, description="key-value heads")
     kv_channels: int = Field(gt=0, description="size of one head")
     ffn_hidden_size: int = Field(gt=0, description="width of one expert")
-    num_experts: int = Field(gt=0)
-    router_topk: int = Field(gt=0)
+    num_experts: int = Field(ge=0, description="0: dense layers")
+    router_topk: int = Field(ge=0)
     vocab_size: int = Field(gt=0, description="pieces of the tokenizer, before padding")
     vocab_divisor: int = Field(128, gt=0, description="the embedding has a multiple of this times tp rows")
     max_position_embeddings: int = Field(gt=0)
+    tied_embeddings: bool = Field(False, description="the output layer is the embedding")
     rotary_base: float = Field(10000.0, gt=0)
     layernorm_epsilon: float = Field(1e-5, gt=0)
     init_method_std: float = Field(0.02, gt=0)

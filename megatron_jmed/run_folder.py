@@ -84,7 +84,7 @@ def check_same_model(checkpoint: Path, state: CheckpointState, model: ModelConfi
     (LLM-jp's hold 99,584 rows for 99,574 pieces).
     """
     words = ("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "kv_channels", "ffn_hidden_size",
-             "num_experts", "router_topk", "vocab_size", "rotary_base", "layernorm_epsilon")
+             "num_experts", "router_topk", "vocab_size", "tied_embeddings", "rotary_base", "layernorm_epsilon")
     differ = [f"model.{word} is {getattr(state.model, word)} in the checkpoint and {getattr(model, word)} in the config"
               for word in words if getattr(state.model, word) != getattr(model, word)
               and not (word == "vocab_size" and _blocks(state.model, model) == _blocks(model, model))]

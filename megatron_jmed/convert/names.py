@@ -1,4 +1,4 @@
-"""Which tensor of a Mixtral-shaped Hugging Face model is which part of which Megatron-Core tensor: the table.
+"""Which tensor of a Mixtral- or Llama-shaped Hugging Face model is which part of which Megatron-Core tensor: the table.
 
 Legend: L layers, E experts, H hidden, F expert width, N heads, G query groups, D head size, V vocabulary.
 A checkpoint stacks all layers (and experts) of one kind into one tensor; Hugging Face has one tensor each. A row says
@@ -16,7 +16,13 @@ Both directions only move rows: a round trip is equal to the bit.
 | decoder.layers.mlp.experts.experts.linear_fc1.weight| [2F, H]      | w1 (gate) rows, then w3 (up) rows                   |
 | decoder.layers.mlp.experts.experts.linear_fc2.weight| [H, F]       | w2                                                  |
 | decoder.final_layernorm.weight                      | [H]          | model.norm                                          |
-| output_layer.weight                                 | [V, H]       | lm_head                                             |
+| output_layer.weight (not where embeddings are tied) | [V, H]       | lm_head                                             |
+
+A dense model (no experts) has these in the place of the last four rows of a layer:
+
+| decoder.layers.mlp.linear_fc1.layer_norm_weight     | [H]          | post_attention_layernorm                            |
+| decoder.layers.mlp.linear_fc1.weight                | [2F, H]      | mlp.gate_proj rows, then mlp.up_proj rows           |
+| decoder.layers.mlp.linear_fc2.weight                | [H, F]       | mlp.down_proj                                       |
 
 No rotary permutation is needed: both sides rotate halves.
 """
@@ -107,22 +113,39 @@ _HF_LAYER = "model.layers.{layer}."
 _HF_EXPERT = _HF_LAYER + "block_sparse_moe.experts.{expert}."
 _LAYERS = "decoder.layers."
 
-ROWS: tuple[Row, ...] = (
+_BEGIN: tuple[Row, ...] = (
     Row("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), "once", has_vocabulary=True),
+)
+_ATTENTION = (
     Row(_LAYERS + "self_attention.linear_qkv.layer_norm_weight", (_HF_LAYER + "input_layernorm.weight",)),
     Row(_LAYERS + "self_attention.linear_qkv.weight",
         tuple(_HF_LAYER + f"self_attn.{name}_proj.weight" for name in "qkv"), join=_join_qkv, split=_split_qkv),
     Row(_LAYERS + "self_attention.linear_proj.weight", (_HF_LAYER + "self_attn.o_proj.weight",)),
+)
+_EXPERTS = (
     Row(_LAYERS + "pre_mlp_layernorm.weight", (_HF_LAYER + "post_attention_layernorm.weight",)),
     Row(_LAYERS + "mlp.router.weight", (_HF_LAYER + "block_sparse_moe.gate.weight",)),
     Row(_LAYERS + "mlp.experts.experts.linear_fc1.weight", (_HF_EXPERT + "w1.weight", _HF_EXPERT + "w3.weight"),
         "by layer and expert", join=_join_gate_up, split=_split_gate_up),
     Row(_LAYERS + "mlp.experts.experts.linear_fc2.weight", (_HF_EXPERT + "w2.weight",), "by layer and expert"),
+)
+_DENSE = (
+    Row(_LAYERS + "mlp.linear_fc1.layer_norm_weight", (_HF_LAYER + "post_attention_layernorm.weight",)),
+    Row(_LAYERS + "mlp.linear_fc1.weight", (_HF_LAYER + "mlp.gate_proj.weight", _HF_LAYER + "mlp.up_proj.weight"),
+        join=_join_gate_up, split=_split_gate_up),
+    Row(_LAYERS + "mlp.linear_fc2.weight", (_HF_LAYER + "mlp.down_proj.weight",)),
+)
+_END = (
     Row("decoder.final_layernorm.weight", ("model.norm.weight",), "once"),
     Row("output_layer.weight", ("lm_head.weight",), "once", has_vocabulary=True),
 )
 
 
+def rows(model: ModelConfig) -> tuple[Row, ...]:
+    """The rows of the table that make up `model`."""
+    return _BEGIN + _ATTENTION + (_EXPERTS if model.num_experts else _DENSE) + (_END[:1] if model.tied_embeddings else _END)
+
+
 def hf_names(model: ModelConfig) -> set[str]:
     """Every tensor name of the Hugging Face model, in the style of transformers 4."""
-    return {name for row in ROWS for _, names in row.slices(model) for name in names}
+    return {name for row in rows(model) for _, names in row.slices(model) for name in names}

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from megatron_jmed.config import ModelConfig
 from megatron_jmed.convert.hf import HfWeights, HfWriter, hf_config, model_from_hf_config
-from megatron_jmed.convert.names import ROWS, Row
+from megatron_jmed.convert.names import Row, rows
 from megatron_jmed.convert.tokenizer import num_pieces, special_token_ids, write_tokenizer
 from megatron_jmed.convert.torch_dist import CheckpointReader, write_checkpoint
 from megatron_jmed.corpus.manifest import code_version
@@ -29,7 +29,7 @@ def import_hf(source: Path, target: Path) -> ModelConfig:
     weights = HfWeights(source, model)
     padded = _padded(model)
     tensors = {row.key: _join_row(row, weights, model, padded)
-               for row in tqdm(ROWS, desc="import", unit="kind", disable=None)}
+               for row in tqdm(rows(model), desc="import", unit="kind", disable=None)}
     if unread := weights.unread_names():
         raise CheckpointError(f"{source}: {len(unread)} tensors belong to no part of the model: {_some(unread)}")
     write_checkpoint(target, tensors, CheckpointState(
@@ -45,13 +45,13 @@ def export_hf(source: Path, target: Path, tokenizer: Path | None, dtype: str | N
         raise CheckpointError(f"{tokenizer} has {pieces} pieces, more than the model's {state.model.vocab_size}: not its tokenizer")
     reader = CheckpointReader(source)
     _check_tensors(source, reader, state.model)
-    out_dtype = _DTYPES[dtype] if dtype else reader.dtype(ROWS[0].key)
+    out_dtype = _DTYPES[dtype] if dtype else reader.dtype(rows(state.model)[0].key)
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     special_ids = write_tokenizer(tokenizer, partial) if tokenizer else special_token_ids(None)
     writer = HfWriter(partial)
-    for row in tqdm(ROWS, desc="export", unit="kind", disable=None):
+    for row in tqdm(rows(state.model), desc="export", unit="kind", disable=None):
         stack = reader.read(row.key)
         if row.has_vocabulary:
             stack = stack[: state.model.vocab_size]
@@ -98,17 +98,17 @@ def _checked(names: tuple[str, ...], weights: HfWeights, row: Row, model: ModelC
 
 
 def _check_tensors(folder: Path, reader: CheckpointReader, model: ModelConfig) -> None:
-    expected = {row.key for row in ROWS}
+    expected = {row.key for row in rows(model)}
     wrong = [f"{key} is missing" for key in sorted(expected - reader.weight_keys())]
     extra = {key for key in reader.weight_keys() - expected if not key.endswith("_extra_state")}
     wrong += [f"{key} belongs to no part of the model" for key in sorted(extra)]
-    for row in ROWS:
+    for row in rows(model):
         if row.key not in reader.weight_keys():
             continue
         shape = reader.shape(row.key)
-        rows = shape[0] if row.has_vocabulary and shape[0] >= model.vocab_size else model.vocab_size
-        if shape != row.shape(model, rows):
-            wrong.append(f"{row.key} has shape {list(shape)}; state.json asks for {list(row.shape(model, rows))}")
+        vocab_rows = shape[0] if row.has_vocabulary and shape[0] >= model.vocab_size else model.vocab_size
+        if shape != row.shape(model, vocab_rows):
+            wrong.append(f"{row.key} has shape {list(shape)}; state.json asks for {list(row.shape(model, vocab_rows))}")
     if wrong:
         raise CheckpointError(f"{folder}: " + _some(wrong))
 

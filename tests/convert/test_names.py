@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megatron_jmed.config import recipe_config
-from megatron_jmed.convert.names import ROWS, hf_names
+from megatron_jmed.convert.names import hf_names, rows
 
 GROUPED = recipe_config("tiny").model.model_copy(update={
     "num_layers": 2, "hidden_size": 24, "num_attention_heads": 4, "num_query_groups": 2, "kv_channels": 6,
@@ -19,7 +19,7 @@ def model(request):
     return MODELS[request.param]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.key)
+@pytest.mark.parametrize("row", rows(GROUPED), ids=lambda row: row.key)
 def test_splitting_undoes_joining_and_the_other_way_round(row, model):
     torch.manual_seed(0)
     part = torch.randn(row.slice_shape(model, model.vocab_size))
@@ -33,21 +33,21 @@ def test_splitting_undoes_joining_and_the_other_way_round(row, model):
 
 def test_query_key_value_rows_lie_by_group():
     """Rows are numbered 100 x (1 q, 2 k, 3 v) + head; each group holds its queries, then its key, then its value."""
-    (row,) = [row for row in ROWS if row.key.endswith("linear_qkv.weight")]
+    (row,) = [row for row in rows(GROUPED) if row.key.endswith("linear_qkv.weight")]
     model = GROUPED.model_copy(update={"kv_channels": 1})
     q, k, v = (torch.tensor(rows)[:, None].expand(-1, 24).contiguous() for rows in ([100, 101, 102, 103], [200, 201], [300, 301]))
     assert row.join((q, k, v), model)[:, 0].tolist() == [100, 101, 200, 300, 102, 103, 201, 301]
 
 
 def test_gate_rows_lie_above_up_rows():
-    (row,) = [row for row in ROWS if row.key.endswith("linear_fc1.weight")]
+    (row,) = [row for row in rows(GROUPED) if row.key.endswith("linear_fc1.weight")]
     gate, up = torch.zeros(10, 24), torch.ones(10, 24)
     assert row.hf_names[0].endswith("w1.weight") and row.hf_names[1].endswith("w3.weight")
     assert row.join((gate, up), GROUPED)[:, 0].tolist() == [0.0] * 10 + [1.0] * 10
 
 
 def test_every_slice_of_every_stack_is_filled_once(model):
-    for row in ROWS:
+    for row in rows(model):
         stack = torch.zeros(row.shape(model, model.vocab_size))
         for index, names in row.slices(model):
             assert stack[index].shape == row.slice_shape(model, model.vocab_size)
@@ -64,7 +64,7 @@ def test_names_and_sizes_are_those_of_transformers(mixtral):
     model = model_from_hf_config(mixtral)
     with safe_open(mixtral / "model.safetensors", framework="pt") as file:
         theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dictionary)
-    ours = {name: tuple(tensor.shape) for row in ROWS for _, names in row.slices(model) for name, tensor in
+    ours = {name: tuple(tensor.shape) for row in rows(model) for _, names in row.slices(model) for name, tensor in
             zip(names, row.split(torch.empty(row.slice_shape(model, model.vocab_size), device="meta"), model), strict=True)}
     assert ours == theirs
     assert hf_names(model) == set(theirs)
@@ -73,5 +73,5 @@ def test_names_and_sizes_are_those_of_transformers(mixtral):
 def test_number_of_values_is_the_models(model):
     from megatron_jmed.train.estimate import count_parameters
 
-    values = sum(torch.empty(row.shape(model, model.vocab_size), device="meta").numel() for row in ROWS)
+    values = sum(torch.empty(row.shape(model, model.vocab_size), device="meta").numel() for row in rows(model))
     assert values == count_parameters(model).total

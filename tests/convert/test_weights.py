@@ -12,7 +12,7 @@ from transformers import MixtralForCausalLM
 
 import megatron_jmed.parallel  # noqa: F401  (the CPU patches come before Megatron-Core)
 from megatron_jmed.convert.hf import INDEX_NAME
-from megatron_jmed.convert.names import ROWS
+from megatron_jmed.convert.names import rows
 from megatron_jmed.convert.torch_dist import CheckpointReader, write_checkpoint
 from megatron_jmed.convert.weights import export_hf, import_hf
 from megatron_jmed.errors import CheckpointError
@@ -82,8 +82,8 @@ def test_files_of_transformers_5_import_like_those_of_4(mixtral, checkpoint, cha
     assert len(tensors_of(folder)) < len(tensors_of(mixtral))
     import_hf(folder, tmp_path / "checkpoint")
     ours, theirs = CheckpointReader(tmp_path / "checkpoint"), CheckpointReader(checkpoint)
-    assert ours.weight_keys() == theirs.weight_keys() == {row.key for row in ROWS}
-    assert all(torch.equal(ours.read(row.key), theirs.read(row.key)) for row in ROWS)
+    assert ours.weight_keys() == theirs.weight_keys() == {row.key for row in rows(load_state(checkpoint).model)}
+    assert all(torch.equal(ours.read(row.key), theirs.read(row.key)) for row in rows(load_state(checkpoint).model))
 
 
 def test_shards_with_an_index_import_like_one_file(mixtral, checkpoint, copy, tmp_path):
@@ -319,7 +319,7 @@ def test_unfinished_checkpoint_is_not_exported(checkpoint, tmp_path):
 
 def test_checkpoint_of_other_tensors_than_its_state_says_is_refused_with_all_of_them(checkpoint, tmp_path):
     reader = CheckpointReader(checkpoint)
-    tensors = {row.key: reader.read(row.key) for row in ROWS}
+    tensors = {row.key: reader.read(row.key) for row in rows(load_state(checkpoint).model)}
     del tensors["decoder.layers.mlp.router.weight"]
     tensors["decoder.final_layernorm.weight"] = torch.zeros(31)
     tensors["output_layer.weight"] = torch.zeros(VOCABULARY - 1, 32)
@@ -352,8 +352,8 @@ def test_export_writes_the_tokenizer_and_its_special_ids(checkpoint, token_folde
     shutil.copyfile(token_folder / "tokenizer.model", small)
     model = load_state(checkpoint).model.model_copy(update={"vocab_size": 2000})
     reader = CheckpointReader(checkpoint)
-    tensors = {row.key: reader.read(row.key) for row in ROWS}
-    for row in ROWS:
+    tensors = {row.key: reader.read(row.key) for row in rows(load_state(checkpoint).model)}
+    for row in rows(load_state(checkpoint).model):
         if row.has_vocabulary:
             tensors[row.key] = torch.zeros(2048, 32)
     write_checkpoint(tmp_path / "checkpoint", tensors, load_state(checkpoint).model_copy(update={"model": model}))
