@@ -35,6 +35,11 @@ class ExamError(UserError):
     """An exam folder, a scores file or a run folder to report on is missing or malformed."""
 
 
+def some_of(items: list[str], most: int = 8) -> str:
+    """The first of many findings, and how many more there are."""
+    return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
+
+
 def run_tool(main: Callable[[], None]) -> NoReturn:
     """Run a command-line entry point and end the process: 0, 2 for a `UserError` (printed), 130 for Ctrl-C."""
     try:

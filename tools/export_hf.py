@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from megatron_jmed.convert.weights import export_hf
+from megatron_jmed.convert.source import open_weights
+from megatron_jmed.convert.weights import DTYPES, export_weights
 from megatron_jmed.errors import run_tool
-from megatron_jmed.run_folder import RunFolder
 
 
 def main() -> None:
@@ -13,11 +13,14 @@ def main() -> None:
     parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="run folder, its step_N, or an imported checkpoint")
     parser.add_argument("target", type=Path, metavar="HF_FOLDER")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="SentencePiece model to put beside the weights")
-    parser.add_argument("--dtype", choices=("bf16", "fp32"), help="default: as in the checkpoint")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: as in the checkpoint")
+    parser.add_argument("--style", choices=("4", "5"), default="4", help="key names of transformers 4 (read by all) or 5")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads; default: cores, while memory stays below 12 GiB")
     arguments = parser.parse_args()
-    checkpoint = RunFolder(arguments.source).latest_checkpoint() or arguments.source
-    model = export_hf(checkpoint, arguments.target, arguments.tokenizer, arguments.dtype)
-    print(f"{checkpoint} -> {arguments.target}: MixtralForCausalLM, {model.num_layers} layers, vocabulary {model.vocab_size}")
+    source = open_weights(arguments.source)
+    model = export_weights(source, arguments.target, arguments.tokenizer, arguments.dtype, arguments.workers, arguments.style)
+    kind = "MixtralForCausalLM" if model.num_experts else "LlamaForCausalLM"
+    print(f"{source.name} -> {arguments.target}: {kind}, {model.num_layers} layers, vocabulary {model.vocab_size}")
 
 
 if __name__ == "__main__":

@@ -1,218 +1,240 @@
-"""A Hugging Face folder as data: its config as a ModelConfig, its safetensors by name; and the same for writing.
+"""A Hugging Face folder as data: its config as a ModelConfig, its safetensors as slices; and the same for writing.
 
 Invariant: nothing is guessed. A config that Megatron-Core could not compute alike is refused, with the word; a tensor
-that is missing, left over or of another shape is an error that lists it. Modules of transformers are never used: names
-and bytes of files do not change with its version.
+that is missing, left over, of another shape or of another number format is an error that lists it, before anything is
+written. Modules of transformers are never used: names and bytes of files do not change with its version.
 """
 
 import json
 import re
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from megatron_jmed.config import ModelConfig
-from megatron_jmed.errors import CheckpointError
+from megatron_jmed.convert.hf_config import read_json
+from megatron_jmed.convert.names import Row, rows
+from megatron_jmed.convert.parts import Part, in_groups, write_parts
+from megatron_jmed.convert.stored import StoredTensor, checksum, raw_bytes
+from megatron_jmed.errors import CheckpointError, some_of
 from megatron_jmed.run_folder import write_json
 
 INDEX_NAME = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9
 
-# What our network has no word for must have this value (the default of MixtralConfig where a word is absent).
-_FIXED_WORDS = {
-    "model_type": "mixtral",
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "sliding_window": None,
-    "attention_dropout": 0.0,
-    "router_jitter_noise": 0.0,
-}
-
-
-def model_from_hf_config(folder: Path) -> ModelConfig:
-    """The ModelConfig of HF_FOLDER/config.json; CheckpointError names every word that cannot be expressed."""
-    words = _read_json(folder / "config.json")
-    rope = words.get("rope_parameters") or {}
-    theta = rope.get("rope_theta", words.get("rope_theta"))
-    wrong = [f"{word}={words[word]!r} (only {value!r} can be converted)"
-             for word, value in _FIXED_WORDS.items() if words.get(word, value) != value]
-    scaling = words.get("rope_scaling") or {key: value for key, value in rope.items() if key != "rope_theta"}
-    if scaling and scaling.get("rope_type", scaling.get("type")) != "default":
-        wrong.append(f"rope scaling {scaling!r} (only plain rotary embeddings can be converted)")
-    needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_local_experts",
-              "num_experts_per_tok", "vocab_size", "max_position_embeddings", "rms_norm_eps")
-    wrong += [f"{word} is missing" for word in needed if word not in words]
-    if theta is None:
-        wrong.append("rope_theta is missing")
-    if wrong:
-        raise CheckpointError(f"{folder / 'config.json'}: " + "; ".join(wrong))
-    heads = words["num_attention_heads"]
-    return ModelConfig(
-        num_layers=words["num_hidden_layers"],
-        hidden_size=words["hidden_size"],
-        num_attention_heads=heads,
-        num_query_groups=words.get("num_key_value_heads") or heads,
-        kv_channels=words.get("head_dim") or words["hidden_size"] // heads,
-        ffn_hidden_size=words["intermediate_size"],
-        num_experts=words["num_local_experts"],
-        router_topk=words["num_experts_per_tok"],
-        vocab_size=words["vocab_size"],
-        max_position_embeddings=words["max_position_embeddings"],
-        rotary_base=theta,
-        layernorm_epsilon=words["rms_norm_eps"],
-        init_method_std=words.get("initializer_range", 0.02),
-        aux_loss_coeff=words.get("router_aux_loss_coef", 0.01),
-    )
-
-
-def hf_config(model: ModelConfig, dtype: torch.dtype, special_ids: dict[str, int]) -> dict[str, Any]:
-    """config.json of MixtralForCausalLM, in words that transformers 4 and 5 both read."""
-    return {
-        "architectures": ["MixtralForCausalLM"],
-        **_FIXED_WORDS,
-        "hidden_size": model.hidden_size,
-        "intermediate_size": model.ffn_hidden_size,
-        "num_hidden_layers": model.num_layers,
-        "num_attention_heads": model.num_attention_heads,
-        "num_key_value_heads": model.num_query_groups,
-        "head_dim": model.kv_channels,
-        "num_local_experts": model.num_experts,
-        "num_experts_per_tok": model.router_topk,
-        "vocab_size": model.vocab_size,
-        "max_position_embeddings": model.max_position_embeddings,
-        "rope_theta": model.rotary_base,
-        "rms_norm_eps": model.layernorm_epsilon,
-        "initializer_range": model.init_method_std,
-        "router_aux_loss_coef": model.aux_loss_coeff,
-        "output_router_logits": False,
-        "use_cache": True,
-        "torch_dtype": str(dtype).removeprefix("torch."),
-        **special_ids,
-    }
+Style = Literal["4", "5"]
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class HfWeights:
-    """The tensors of a folder's safetensors, by the names of transformers 4; files in the style of 5 are translated."""
+    """The weights of a folder's safetensors as a source of slices; key styles of transformers 4 and 5 are both read.
 
-    def __init__(self, folder: Path, model: ModelConfig):
-        self._folder, self._model = folder, model
-        self._file_of = _tensor_files(folder)
-        self._open: dict[Path, Any] = {}
-        self._read: set[str] = set()
+    `model` is what the folder's config says; `dtype` casts every tensor, else they must all be of one.
+    """
 
-    def get(self, name: str) -> torch.Tensor:
-        """The tensor `name`; CheckpointError if the folder has none."""
-        if name in self._file_of:
-            return self._load(name)
-        return self._from_style_5(name)
+    def __init__(self, folder: Path, model: ModelConfig, dtype: torch.dtype | None = None):
+        self.name, self.model, self.hf_files = str(folder), model, folder
+        self._stored = _stored_tensors(folder)
+        self._check()
+        self.dtype = dtype or self._only_dtype()
+        self.identity = {"hf": self.name, "dtype": str(self.dtype), "files": [
+            [path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted({t.path for t in self._stored.values()})]}
 
-    def unread_names(self) -> list[str]:
-        return sorted(set(self._file_of) - self._read)
+    def get(self, row: Row, index: tuple[int, ...]) -> torch.Tensor:
+        names = tuple(name.format(layer=index[0] if index else None, expert=index[-1] if index else None) for name in row.hf_names)
+        return row.join(tuple(self.tensor(name).to(self.dtype) for name in names), self.model)
 
-    def _from_style_5(self, name: str) -> torch.Tensor:
-        """transformers 5 may keep all experts of a layer in two tensors, and calls the layer `mlp`."""
-        expert = re.fullmatch(r"(model\.layers\.\d+)\.block_sparse_moe\.experts\.(\d+)\.w([123])\.weight", name)
-        if expert is None:
-            renamed = name.replace(".block_sparse_moe.gate.", ".mlp.gate.")
-            if renamed not in self._file_of:
-                raise CheckpointError(f"{self._folder}: no tensor {name}")
-            return self._load(renamed)
-        layer, index, part = expert.groups()
-        stacked = f"{layer}.mlp.experts." + ("down_proj" if part == "2" else "gate_up_proj")
-        if stacked not in self._file_of:
-            raise CheckpointError(f"{self._folder}: no tensor {name} (nor {stacked})")
-        weight = self._load_expert(stacked, int(index))
-        if part == "2":
-            return weight
-        return weight.chunk(2, dim=0)[0 if part == "1" else 1]
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor that transformers 4 calls `name`."""
+        stored, rows_of_it = self._find(name)
+        tensor = stored.read()
+        return tensor if rows_of_it is None else tensor.chunk(2, dim=0)[rows_of_it]
 
-    def _load(self, name: str) -> torch.Tensor:
-        return self._slice(name)[...]
+    def _find(self, name: str) -> tuple[StoredTensor, int | None]:
+        """Where `name` lies, and which half of that tensor it is (None: all).
 
-    def _load_expert(self, name: str, index: int) -> torch.Tensor:
-        """One expert of a stack, without reading the others."""
-        stack = self._slice(name)
-        found = stack.get_shape()[0]
-        if found != self._model.num_experts:
-            raise CheckpointError(f"{self._folder}: tensor {name} holds {found} experts; the config asks for "
-                                  f"{self._model.num_experts}")
-        return stack[index]
+        transformers 5 may keep all experts of a layer in two tensors, and calls the layer `mlp`.
+        """
+        if name in self._stored:
+            return self._stored[name], None
+        if (renamed := name.replace(".block_sparse_moe.gate.", ".mlp.gate.")) in self._stored:
+            return self._stored[renamed], None
+        if place := _in_stack(name):
+            stack, expert, half = place
+            if stack in self._stored and expert < self._stored[stack].shape[0]:
+                return self._stored[stack].part(expert), half
+        raise CheckpointError(f"{self.name}: no tensor {name}")
 
-    def _slice(self, name: str):
-        path = self._file_of[name]
-        if path not in self._open:
-            self._open[path] = _open_safetensors(path)
-        self._read.add(name)
-        try:
-            return self._open[path].get_slice(name)
-        except SafetensorError:
-            raise CheckpointError(f"{path}: no tensor {name}, though the index names it") from None
+    def _check(self) -> None:
+        """Every tensor of the model is there with its shape, and no other."""
+        wrong, used = [], set()
+        for name, shape in _hf_shapes(self.model):
+            try:
+                stored, half = self._find(name)
+            except CheckpointError:
+                wrong.append(f"no tensor {name}")
+                continue
+            used |= {name, name.replace(".block_sparse_moe.gate.", ".mlp.gate."), (_in_stack(name) or (name,))[0]}
+            found = stored.shape if half is None else (stored.shape[0] // 2, *stored.shape[1:])
+            if found != shape:
+                wrong.append(f"tensor {name} has shape {list(found)}; the config asks for {list(shape)}")
+        wrong += self._wrong_stacks()
+        wrong += [f"{name} belongs to no part of the model" for name in sorted(set(self._stored) - used)]
+        if wrong:
+            raise CheckpointError(f"{self.name}: {len(wrong)} tensors are not as the config says: {some_of(wrong)}")
 
+    def _wrong_stacks(self) -> list[str]:
+        return [f"tensor {name} holds {stored.shape[0]} experts; the config asks for {self.model.num_experts}"
+                for name, stored in self._stored.items()
+                if re.search(r"\.mlp\.experts\.(gate_up|down)_proj$", name) and stored.shape[0] != self.model.num_experts]
 
-class HfWriter:
-    """Writes tensors into shards of at most 5 GB with an index; nothing is visible under its final name before `finish`."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._pending: dict[str, torch.Tensor] = {}
-        self._pending_bytes = 0
-        self._shards: list[list[str]] = []
-        self._total_bytes = 0
-
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        num_bytes = tensor.numel() * tensor.element_size()
-        if self._pending and self._pending_bytes + num_bytes > MAX_SHARD_BYTES:
-            self._write_shard()
-        self._pending[name] = tensor.contiguous().clone()
-        self._pending_bytes += num_bytes
-        self._total_bytes += num_bytes
-
-    def finish(self) -> None:
-        self._write_shard()
-        count, weight_map = len(self._shards), {}
-        for number, names in enumerate(self._shards, start=1):
-            final = f"model-{number:05d}-of-{count:05d}.safetensors"
-            self._partial(number).replace(self._folder / final)
-            weight_map |= dict.fromkeys(names, final)
-        write_json(self._folder / INDEX_NAME, {"metadata": {"total_size": self._total_bytes},
-                                               "weight_map": dict(sorted(weight_map.items()))})
-
-    def _write_shard(self) -> None:
-        self._shards.append(list(self._pending))
-        save_file(self._pending, str(self._partial(len(self._shards))), metadata={"format": "pt"})
-        self._pending, self._pending_bytes = {}, 0
-
-    def _partial(self, number: int) -> Path:
-        return self._folder / f"model-{number:05d}.safetensors.partial"
+    def _only_dtype(self) -> torch.dtype:
+        by_dtype: dict[torch.dtype, list[str]] = {}
+        for name, stored in self._stored.items():
+            by_dtype.setdefault(stored.dtype, []).append(name)
+        if len(by_dtype) > 1:
+            kinds = "; ".join(f"{len(names)} in {dtype}, such as {names[0]}" for dtype, names in by_dtype.items())
+            raise CheckpointError(f"{self.name}: tensors of several number formats ({kinds}); choose one with --dtype")
+        return next(iter(by_dtype))
 
 
-def _tensor_files(folder: Path) -> dict[str, Path]:
+def write_safetensors(folder: Path, weights: Any, dtype: torch.dtype, workers: int, style: Style = "4") -> dict[str, str]:
+    """Write the slices of `weights` (see source.py) as shards of at most 5 GB with an index; the checksum of each tensor.
+
+    The folder is one that `begin_parts` made; run again after a kill, it goes on with the shards that are missing.
+    """
+    planned = list(_planned(weights.model, style))
+    shards = [planned[begin:end] for begin, end in
+              in_groups([tensors.num_bytes(dtype) for tensors in planned], MAX_SHARD_BYTES)]
+    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    records = write_parts(folder, [_part(name, shard, weights, dtype) for name, shard in zip(names, shards, strict=True)],
+                          workers, "safetensors")
+    checksums = {name: value for record in records for name, value in record["checksums"].items()}
+    weight_map = {tensor: file for file, shard in zip(names, shards, strict=True) for tensors in shard for tensor in tensors.names}
+    total = sum(tensors.num_bytes(dtype) for tensors in planned)
+    write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    return checksums
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """Neighbours in a file: the tensors that one slice splits into, or one tensor that several slices make up."""
+
+    row: Row
+    indices: tuple[tuple[int, ...], ...]
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def num_bytes(self, dtype: torch.dtype) -> int:
+        return sum(torch.Size(shape).numel() for shape in self.shapes) * dtype.itemsize
+
+
+def _planned(model: ModelConfig, style: Style) -> Iterator[_Planned]:
+    """Everything that the files hold, layer by layer."""
+    slices = [(row, index, names) for row in rows(model) for index, names in row.slices(model)]
+    begin = [item for item in slices if not item[1]][:1]
+    end = [item for item in slices if not item[1]][1:]
+    by_layer = sorted((item for item in slices if item[1]), key=lambda item: item[1][0])  # stable: rows in their order
+    for row, index, names in begin + by_layer + end:
+        part = row.split(torch.empty(row.slice_shape(model, model.vocab_size), device="meta"), model)
+        if style == "5" and row.stacked == "by layer and expert":
+            if index[1] == 0:
+                stack, _, _ = _in_stack(names[0])
+                yield _Planned(row, tuple((index[0], expert) for expert in range(model.num_experts)), (stack,),
+                               ((model.num_experts, *row.slice_shape(model, model.vocab_size)),))
+            continue
+        if style == "5":
+            names = tuple(name.replace(".block_sparse_moe.gate.", ".mlp.gate.") for name in names)
+        yield _Planned(row, (index,), names, tuple(tuple(tensor.shape) for tensor in part))
+
+
+def _part(name: str, planned: list[_Planned], weights: Any, dtype: torch.dtype) -> Part:
+    def write(file: BinaryIO, advance: Callable[[int], Any]) -> dict[str, Any]:
+        file.write(_header(planned, dtype))
+        checksums = {}
+        for tensors in planned:
+            for index in tensors.indices:
+                whole = weights.get(tensors.row, index).to(dtype)
+                split = tensors.row.split(whole, weights.model)
+                hf_names = tuple(name.format(layer=index[0] if index else None, expert=index[-1] if index else None)
+                                 for name in tensors.row.hf_names)
+                checksums |= {hf_name: checksum(tensor) for hf_name, tensor in zip(hf_names, split, strict=True)}
+                for tensor in split if len(tensors.indices) == 1 else (whole,):
+                    file.write(raw_bytes(tensor))
+                advance(whole.numel() * whole.element_size())
+        return {"checksums": checksums}
+
+    return Part(name, sum(tensors.num_bytes(dtype) for tensors in planned), write)
+
+
+def _header(planned: list[_Planned], dtype: torch.dtype) -> bytes:
+    """The head of a safetensors file: its length in 8 bytes, then JSON of every tensor's place, padded to 8 bytes."""
+    words: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensors in planned:
+        for name, shape in zip(tensors.names, tensors.shapes, strict=True):
+            end = offset + torch.Size(shape).numel() * dtype.itemsize
+            words[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+            offset = end
+    text = json.dumps(words, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _in_stack(name: str) -> tuple[str, int, int | None] | None:
+    """Where transformers 5 keeps an expert's tensor: (stack, expert, half of its rows or None for all)."""
+    match = re.fullmatch(r"(model\.layers\.\d+)\.block_sparse_moe\.experts\.(\d+)\.w([123])\.weight", name)
+    if match is None:
+        return None
+    layer, expert, part = match.groups()
+    if part == "2":
+        return f"{layer}.mlp.experts.down_proj", int(expert), None
+    return f"{layer}.mlp.experts.gate_up_proj", int(expert), 0 if part == "1" else 1
+
+
+def _hf_shapes(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for tensors in _planned(model, "4"):
+        yield from zip(tensors.names, tensors.shapes, strict=True)
+
+
+def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the folder's safetensors, by its name in the files."""
     index = folder / INDEX_NAME
     if index.exists():
-        return {name: folder / file for name, file in _read_json(index)["weight_map"].items()}
+        file_of = {name: folder / file for name, file in read_json(index)["weight_map"].items()}
+        found = {path: _tensors_of(path, "though the index names it") for path in sorted(set(file_of.values()))}
+        lost = [f"{path}: no tensor {name}, though the index names it" for name, path in file_of.items()
+                if name not in found[path]]
+        if lost:
+            raise CheckpointError(some_of(lost))
+        return {name: found[path][name] for name, path in file_of.items()}
     single = folder / "model.safetensors"
     if single.exists():
-        return dict.fromkeys(_open_safetensors(single).keys(), single)
+        return _tensors_of(single, "")
     raise CheckpointError(f"{folder}: neither {INDEX_NAME} nor model.safetensors; only safetensors are read "
                           "(.bin files can run code when loaded)")
 
 
-def _open_safetensors(path: Path):
+def _tensors_of(path: Path, why: str) -> dict[str, StoredTensor]:
     try:
-        return safe_open(str(path), framework="pt")
+        with safe_open(str(path), framework="pt"):  # the library checks that the head is sound and the file whole
+            pass
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            words = json.loads(file.read(length))
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file, though the index names it") from None
+        raise CheckpointError(f"{path}: no such file, {why}") from None
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; give a Hugging Face folder") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from None
+    words.pop("__metadata__", None)
+    strange = [f"{name} is {word['dtype']}" for name, word in words.items() if word["dtype"] not in _DTYPES]
+    if strange:
+        raise CheckpointError(f"{path}: number formats that cannot be converted: {some_of(strange)}; known: {', '.join(_DTYPES)}")
+    return {name: StoredTensor(path, 8 + length + word["data_offsets"][0], _DTYPES[word["dtype"]], tuple(word["shape"]))
+            for name, word in words.items()}

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from transformers import MixtralConfig, MixtralForCausalLM
+
+from megatron_jmed.run_folder import CheckpointState, begin_checkpoint, finish_checkpoint
 
 VOCABULARY = 300  # no multiple of 128
 
@@ -63,3 +66,15 @@ def change_words(copy: Path) -> Callable[..., Path]:
         return copy
 
     return change
+
+
+@pytest.fixture(scope="session")
+def write_stacks() -> Callable[[Path, dict[str, torch.Tensor], CheckpointState], None]:
+    """write_stacks(folder, {key: whole stack}, state): a checkpoint by torch's own writer, right or wrong."""
+
+    def write(folder: Path, tensors: dict[str, torch.Tensor], state: CheckpointState) -> None:
+        begin_checkpoint(folder)
+        dcp.save(tensors, checkpoint_id=folder, no_dist=True)
+        finish_checkpoint(folder, state)
+
+    return write

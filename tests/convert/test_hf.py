@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
 from megatron_jmed.config import recipe_config
 from megatron_jmed.convert import hf
-from megatron_jmed.convert.hf import HfWeights, HfWriter, hf_config, model_from_hf_config
+from megatron_jmed.convert.hf_config import hf_config, model_from_hf_config
 from megatron_jmed.convert.tokenizer import special_token_ids, write_tokenizer
+from megatron_jmed.convert.weights import export_hf, import_hf
 from megatron_jmed.corpus.document import read_documents
 from megatron_jmed.errors import CheckpointError
 
@@ -41,7 +43,7 @@ def test_absent_head_size_and_key_heads_follow_from_the_others(change_words):
 @pytest.mark.parametrize("name", ["llmjp_8x13b", "tiny"])
 def test_written_config_is_read_back_equal_by_us_and_understood_by_transformers(name, tmp_path):
     model = recipe_config(name).model
-    (tmp_path / "config.json").write_text(json.dumps(hf_config(model, torch.bfloat16, special_token_ids(None))))
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(model, torch.bfloat16, special_token_ids(None), {})))
     assert model_from_hf_config(tmp_path) == model
     theirs = AutoConfig.from_pretrained(tmp_path)
     assert type(theirs).__name__ == "MixtralConfig"
@@ -53,9 +55,10 @@ def test_written_config_is_read_back_equal_by_us_and_understood_by_transformers(
 
 @pytest.mark.parametrize(("words", "said"), [
     ({"sliding_window": 4096}, "sliding_window=4096"),
-    ({"tie_word_embeddings": True}, "tie_word_embeddings=True"),
     ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
-    ({"model_type": "llama"}, "model_type='llama'"),
+    ({"model_type": "qwen3_moe"}, "model_type='qwen3_moe'"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config="),
     ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
     ({"router_jitter_noise": 0.1}, "router_jitter_noise=0.1"),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope scaling"),
@@ -73,8 +76,8 @@ def test_what_cannot_be_converted_is_refused_by_name(words, said, change_words):
 
 def test_everything_that_cannot_be_converted_is_named_at_once(change_words):
     with pytest.raises(CheckpointError) as error:
-        model_from_hf_config(change_words(sliding_window=1, tie_word_embeddings=True, vocab_size=...))
-    assert all(word in str(error.value) for word in ("sliding_window=1", "tie_word_embeddings", "vocab_size is missing"))
+        model_from_hf_config(change_words(sliding_window=1, hidden_act="gelu", vocab_size=...))
+    assert all(word in str(error.value) for word in ("sliding_window=1", "hidden_act='gelu'", "vocab_size is missing"))
 
 
 @pytest.mark.parametrize(("text", "said"), [(None, "no such file"), ("{", "not JSON")])
@@ -88,21 +91,20 @@ def test_missing_or_broken_config_is_refused(text, said, tmp_path):
 # ---- shards
 
 
-def test_shards_hold_at_most_their_size_and_all_tensors(tmp_path, monkeypatch):
-    monkeypatch.setattr(hf, "MAX_SHARD_BYTES", 1000)
-    tensors = {f"t{n}": torch.full((60,), float(n)) for n in range(10)} | {"big": torch.zeros(600)}
-    writer = HfWriter(tmp_path)
-    for name, tensor in tensors.items():
-        writer.add(name, tensor)
-    writer.finish()
-    index = json.loads((tmp_path / hf.INDEX_NAME).read_text())
-    assert set(index["weight_map"]) == set(tensors)
-    assert index["metadata"]["total_size"] == 10 * 240 + 2400
-    files = {path.name for path in tmp_path.glob("*.safetensors")}
-    assert files == set(index["weight_map"].values()) == {f"model-{n:05d}-of-00004.safetensors" for n in range(1, 5)}
-    weights = HfWeights(tmp_path, recipe_config("tiny").model)
-    assert all(torch.equal(weights.get(name), tensor) for name, tensor in tensors.items())
-    assert weights.unread_names() == []
+def test_shards_hold_at_most_their_size_and_all_tensors(mixtral, tmp_path, monkeypatch):
+    import_hf(mixtral, tmp_path / "checkpoint")
+    monkeypatch.setattr(hf, "MAX_SHARD_BYTES", 40_000)
+    export_hf(tmp_path / "checkpoint", tmp_path / "hf")
+    index = json.loads((tmp_path / "hf" / hf.INDEX_NAME).read_text())
+    files = {path.name: load_file(path) for path in (tmp_path / "hf").glob("*.safetensors")}
+    theirs = load_file(mixtral / "model.safetensors")
+    assert len(files) > 4 and set(files) == set(index["weight_map"].values())
+    assert sum(tensor.numel() * 4 for tensor in theirs.values()) == index["metadata"]["total_size"]
+    for name, tensors in files.items():
+        assert sum(tensor.numel() * 4 for tensor in tensors.values()) <= 40_000
+        assert all(index["weight_map"][key] == name for key in tensors)
+    ours = {key: tensor for tensors in files.values() for key, tensor in tensors.items()}
+    assert set(ours) == set(theirs) and all(torch.equal(ours[key], tensor) for key, tensor in theirs.items())
 
 
 # ---- the tokenizer
@@ -122,7 +124,8 @@ def made(token_folder, tmp_path_factory):
     """(AutoTokenizer of the written files, sentencepiece's processor), for the tokenizer of the example texts."""
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(token_folder / "tokenizer.model", folder)
-    (folder / "config.json").write_text(json.dumps(hf_config(recipe_config("tiny").model, torch.float32, special_token_ids(None))))
+    words = hf_config(recipe_config("tiny").model, torch.float32, special_token_ids(None), {})
+    (folder / "config.json").write_text(json.dumps(words))
     return AutoTokenizer.from_pretrained(folder), load(folder / "tokenizer.model")
 
 

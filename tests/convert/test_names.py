@@ -59,7 +59,7 @@ def test_every_slice_of_every_stack_is_filled_once(model):
 def test_names_and_sizes_are_those_of_transformers(mixtral):
     from safetensors import safe_open
 
-    from megatron_jmed.convert.hf import model_from_hf_config
+    from megatron_jmed.convert.hf_config import model_from_hf_config
 
     model = model_from_hf_config(mixtral)
     with safe_open(mixtral / "model.safetensors", framework="pt") as file:

@@ -13,7 +13,7 @@ from transformers import MixtralForCausalLM
 import megatron_jmed.parallel  # noqa: F401  (the CPU patches come before Megatron-Core)
 from megatron_jmed.convert.hf import INDEX_NAME
 from megatron_jmed.convert.names import rows
-from megatron_jmed.convert.torch_dist import CheckpointReader, write_checkpoint
+from megatron_jmed.convert.torch_dist import CheckpointReader
 from megatron_jmed.convert.weights import export_hf, import_hf
 from megatron_jmed.errors import CheckpointError
 from megatron_jmed.model.build import build_data_parallel_model
@@ -237,7 +237,7 @@ def test_stacked_experts_of_another_number_than_the_config_says_are_named(num_ex
     assert "model.layers.0.mlp.experts.gate_up_proj" in message and str(num_experts) in message
 
 
-@pytest.mark.parametrize("words", [{"sliding_window": 128}, {"tie_word_embeddings": True},
+@pytest.mark.parametrize("words", [{"sliding_window": 128}, {"hidden_act": "gelu"},
                                    {"rope_scaling": {"type": "linear", "factor": 2.0}}])
 def test_config_that_cannot_be_converted_stops_the_import(words, change_words, tmp_path):
     assert "can be converted" in refused_import(change_words(**words), tmp_path)
@@ -317,14 +317,14 @@ def test_unfinished_checkpoint_is_not_exported(checkpoint, tmp_path):
     assert "never finished" in refused_export(folder, tmp_path)
 
 
-def test_checkpoint_of_other_tensors_than_its_state_says_is_refused_with_all_of_them(checkpoint, tmp_path):
+def test_checkpoint_of_other_tensors_than_its_state_says_is_refused_with_all_of_them(checkpoint, tmp_path, write_stacks):
     reader = CheckpointReader(checkpoint)
     tensors = {row.key: reader.read(row.key) for row in rows(load_state(checkpoint).model)}
     del tensors["decoder.layers.mlp.router.weight"]
     tensors["decoder.final_layernorm.weight"] = torch.zeros(31)
     tensors["output_layer.weight"] = torch.zeros(VOCABULARY - 1, 32)
     tensors["decoder.layers.mlp.shared_experts.linear_fc1.weight"] = torch.zeros(1)
-    write_checkpoint(tmp_path / "checkpoint", tensors, load_state(checkpoint))
+    write_stacks(tmp_path / "checkpoint", tensors, load_state(checkpoint))
     message = refused_export(tmp_path / "checkpoint", tmp_path)
     for part in ("decoder.layers.mlp.router.weight is missing", "decoder.final_layernorm.weight has shape [31]",
                  "output_layer.weight has shape [299, 32]", "shared_experts.linear_fc1.weight belongs to no part"):
@@ -347,7 +347,7 @@ def test_truncated_checkpoint_starts_no_training(checkpoint, build, groups, tmp_
         load_weights(folder, model, optimizer, groups)
 
 
-def test_export_writes_the_tokenizer_and_its_special_ids(checkpoint, token_folder, tmp_path):
+def test_export_writes_the_tokenizer_and_its_special_ids(checkpoint, token_folder, tmp_path, write_stacks):
     small = tmp_path / "small.model"
     shutil.copyfile(token_folder / "tokenizer.model", small)
     model = load_state(checkpoint).model.model_copy(update={"vocab_size": 2000})
@@ -356,7 +356,7 @@ def test_export_writes_the_tokenizer_and_its_special_ids(checkpoint, token_folde
     for row in rows(load_state(checkpoint).model):
         if row.has_vocabulary:
             tensors[row.key] = torch.zeros(2048, 32)
-    write_checkpoint(tmp_path / "checkpoint", tensors, load_state(checkpoint).model_copy(update={"model": model}))
+    write_stacks(tmp_path / "checkpoint", tensors, load_state(checkpoint).model_copy(update={"model": model}))
     export_hf(tmp_path / "checkpoint", tmp_path / "hf", small)
     words = json.loads((tmp_path / "hf/config.json").read_text())
     assert (words["vocab_size"], words["bos_token_id"], words["eos_token_id"], words["pad_token_id"]) == (2000, 1, 2, 4)
