@@ -36,6 +36,27 @@ def num_pieces(tokenizer: Path) -> int:
     return _load(tokenizer).get_piece_size()
 
 
+def token_ids(tokenizer: Path, text: Path) -> list[int]:
+    """<s> and the ids of a text file, as in pre-training; CheckpointError if the file is empty or no text."""
+    model = _load(tokenizer)
+    try:
+        words = text.read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{text}: not a text file in UTF-8: {error}") from None
+    if not words.strip():
+        raise CheckpointError(f"{text}: no text in it")
+    return [model.bos_id(), *model.encode(words)]
+
+
+def leaves_out_bos(folder: Path | None) -> bool:
+    """Whether the folder has a tokenizer.json that would not put <s> in front of a text, as pre-training did."""
+    path = folder / "tokenizer.json" if folder else None
+    if path is None or not path.exists():
+        return False
+    fast = Tokenizer.from_file(str(path))
+    return fast.encode("a").ids[:1] != [fast.token_to_id(_ROLES["bos_token"])]
+
+
 def write_tokenizer(tokenizer: Path, folder: Path) -> dict[str, int]:
     """Write the tokenizer files into `folder` and return its special ids."""
     model = _load(tokenizer)

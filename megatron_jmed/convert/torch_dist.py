@@ -124,7 +124,7 @@ class CheckpointWeights:
 
     def __init__(self, folder: Path):
         self.name = str(folder)
-        self._folder = folder
+        self.folder = folder
         state = load_state(folder)
         self.model: ModelConfig = state.model
         self._reader = CheckpointReader(folder)
@@ -152,7 +152,7 @@ class CheckpointWeights:
             if shape != row.shape(self.model, vocab_rows):
                 wrong.append(f"{row.key} has shape {list(shape)}; state.json asks for {list(row.shape(self.model, vocab_rows))}")
         if wrong:
-            raise CheckpointError(f"{self._folder}: {some_of(wrong)}")
+            raise CheckpointError(f"{self.folder}: {some_of(wrong)}")
 
 
 def write_checkpoint(folder: Path, weights: Any, state: CheckpointState, workers: int = 1) -> None:

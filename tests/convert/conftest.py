@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from megatron_jmed.run_folder import CheckpointState, begin_checkpoint, finish_checkpoint
 
@@ -78,3 +78,17 @@ def write_stacks() -> Callable[[Path, dict[str, torch.Tensor], CheckpointState],
         finish_checkpoint(folder, state)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dense model of Llama's shape, two layers, grouped queries; do not change it."""
+    folder = tmp_path_factory.mktemp("llama") / "hf"
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=256, rms_norm_eps=1e-4, initializer_range=0.2,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0}, tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
