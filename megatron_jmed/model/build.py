@@ -33,7 +33,7 @@ def build_model(config: RunConfig, groups: Groups) -> GPTModel:
         max_sequence_length=config.model.max_position_embeddings,
         pre_process=is_first_stage(groups),
         post_process=is_last_stage(groups),
-        share_embeddings_and_output_weights=False,
+        share_embeddings_and_output_weights=config.model.tied_embeddings,
         position_embedding_type="rope",
         rotary_base=config.model.rotary_base,
         pg_collection=groups,
@@ -51,19 +51,22 @@ def build_meta_model(config: RunConfig, groups: Groups) -> GPTModel:
         return build_model(shapes_only, groups)
 
 
+def build_forward_model(config: RunConfig, groups: Groups) -> GPTModel | Float16Module:
+    """The model on this rank's device and in its precision, without anything that only training needs."""
+    model = build_model(config, groups).to(device())
+    return Float16Module(model.config, model) if model.config.bf16 else model
+
+
 def build_data_parallel_model(config: RunConfig, groups: Groups) -> DistributedDataParallel:
     """The model on this rank's device, with gradient buffers sharded for the distributed optimizer."""
-    model = build_model(config, groups).to(device())
-    mcore_config = model.config
-    if mcore_config.bf16:
-        model = Float16Module(mcore_config, model)
+    model = build_forward_model(config, groups)
     buffers = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=True,
         overlap_grad_reduce=config.parallel.overlap_grad_reduce,
         overlap_param_gather=config.parallel.overlap_param_gather,
     )
-    return DistributedDataParallel(mcore_config, buffers, model, pg_collection=groups)
+    return DistributedDataParallel(model.config, buffers, model, pg_collection=groups)
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 Legend: S sequence, B micro-batch, N heads, G query groups, D head size, H hidden.
 Two back ends share one checkpoint: `local` (torch and the modules below, runs anywhere) and `te` (Transformer
 Engine's fused layers). Invariant: both name their parameters in a checkpoint alike (Transformer Engine's naming:
-the input norm belongs to linear_qkv, the MLP norm stands alone), so a checkpoint of one loads into the other.
+the input norm belongs to linear_qkv; the MLP norm stands alone before experts and belongs to linear_fc1 in a dense
+layer), so a checkpoint of one loads into the other.
 """
 
 import torch
@@ -15,6 +16,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -65,14 +67,13 @@ class CausalAttention(torch.nn.Module):
 def decoder_spec(config: RunConfig) -> TransformerBlockSubmodules | ModuleSpec:
     """The spec of the decoder for the back end that `precision.backend` names."""
     if config.precision.backend == "te":
-        return get_gpt_layer_with_transformer_engine_spec(
-            num_experts=config.model.num_experts, moe_grouped_gemm=True
-        )
+        num_experts = config.model.num_experts or None
+        return get_gpt_layer_with_transformer_engine_spec(num_experts=num_experts, moe_grouped_gemm=num_experts is not None)
     return local_layer_spec(config.model.num_experts)
 
 
 def local_layer_spec(num_experts: int) -> ModuleSpec:
-    """One layer from torch and Megatron-Core's own linear layers; experts are computed one after the other."""
+    """One layer from torch and Megatron-Core's own linear layers; experts (0: a dense MLP) are computed one by one."""
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
@@ -84,6 +85,9 @@ def local_layer_spec(num_experts: int) -> ModuleSpec:
             k_layernorm=IdentityOp,
         ),
     )
+    stored_names = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+    if not num_experts:
+        stored_names["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -91,8 +95,14 @@ def local_layer_spec(num_experts: int) -> ModuleSpec:
             self_attention=attention,
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
-            mlp=get_moe_module_spec(use_te=False, num_experts=num_experts, moe_grouped_gemm=False),
+            mlp=_local_mlp_spec(num_experts),
             mlp_bda=get_bias_dropout_add,
-            sharded_state_dict_keys_map={"input_layernorm.": "self_attention.linear_qkv.layer_norm_"},
+            sharded_state_dict_keys_map=stored_names,
         ),
     )
+
+
+def _local_mlp_spec(num_experts: int) -> ModuleSpec:
+    if num_experts:
+        return get_moe_module_spec(use_te=False, num_experts=num_experts, moe_grouped_gemm=False)
+    return ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear))

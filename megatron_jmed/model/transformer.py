@@ -1,7 +1,8 @@
 """RunConfig -> Megatron-Core's TransformerConfig: a pure mapping, one word to one field.
 
 Invariant: the same network (weights and mathematics) for every layout, precision and back end; what `model.mcore`
-adds is checked by name and may not overrule a word that our config already has.
+adds is checked by name and may not overrule a word that our config already has. A dense model is given no field that
+speaks of experts.
 """
 
 import dataclasses
@@ -25,6 +26,8 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         **_recompute_fields(config),
     }
     _check_escape_hatch(config.model.mcore, fields)
+    if not config.model.num_experts:
+        fields = {name: value for name, value in fields.items() if not name.startswith("moe_")}
     return TransformerConfig(**fields, **config.model.mcore)
 
 
@@ -44,7 +47,7 @@ def _model_fields(model: ModelConfig) -> dict[str, Any]:
         "add_bias_linear": False,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
-        "num_moe_experts": model.num_experts,
+        "num_moe_experts": model.num_experts or None,
         "moe_ffn_hidden_size": model.ffn_hidden_size,
         "moe_router_topk": model.router_topk,
         # top-k first, then a softmax over the chosen logits: Mixtral's renormalised routing weights
@@ -77,8 +80,10 @@ def _recompute_fields(config: RunConfig) -> dict[str, Any]:
     if config.budget.recompute == "full":
         return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     if config.budget.recompute == "selective":
-        return {"recompute_granularity": "selective", "recompute_modules": ["moe_act", "layernorm"]
-                if config.precision.backend == "te" else ["core_attn"]}
+        # Transformer Engine's attention keeps no matrix, and its dense layers have their norms inside the linear ones
+        modules = ["moe_act", "layernorm"] if config.model.num_experts else ["mlp"]
+        return {"recompute_granularity": "selective",
+                "recompute_modules": modules if config.precision.backend == "te" else ["core_attn"]}
     return {}
 
 

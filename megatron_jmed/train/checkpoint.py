@@ -56,10 +56,15 @@ def _write_without_manager_process() -> None:
     filesystem_async._results_queue = queue.Queue()
 
 
-def load_weights(folder: Path, model: DistributedDataParallel, optimizer: ChainedOptimizer, groups: Groups) -> None:
-    """Weights only, into the model and the optimizer's masters; moments start at zero. Collective over all ranks."""
+def load_model(folder: Path, model: torch.nn.Module, groups: Groups) -> None:
+    """Weights only, into a model without an optimizer, in the model's own precision. Collective over all ranks."""
     loaded = _load(folder, {"model": _sharded_model(model, groups)})
     _put_weights(model, loaded["model"])
+
+
+def load_weights(folder: Path, model: DistributedDataParallel, optimizer: ChainedOptimizer, groups: Groups) -> None:
+    """Weights only, into the model and the optimizer's masters; moments start at zero. Collective over all ranks."""
+    load_model(folder, model, groups)
     optimizer.reload_model_params()
 
 
@@ -90,14 +95,14 @@ def _load(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: does not hold this model: {error}") from error
 
 
-def _put_weights(model: DistributedDataParallel, weights: dict[str, Any]) -> None:
+def _put_weights(model: torch.nn.Module, weights: dict[str, Any]) -> None:
     """Copy loaded weights into the model; only `_extra_state` may be absent."""
     answer = unwrap_model(model).load_state_dict(weights, strict=False)
     missing = [key for key in answer.missing_keys if not key.endswith("_extra_state")]
     assert not missing and not answer.unexpected_keys, f"missing {missing}, unexpected {answer.unexpected_keys}"
 
 
-def _sharded_model(model: DistributedDataParallel, groups: Groups) -> dict[str, Any]:
+def _sharded_model(model: torch.nn.Module, groups: Groups) -> dict[str, Any]:
     """This rank's weights with their place in the whole model.
 
     Transformer Engine's `_extra_state` entries are left out: empty but for delayed fp8 scaling, whose history is
