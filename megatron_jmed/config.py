@@ -298,9 +298,9 @@ def problems(config: RunConfig, world_size: int | None = None) -> list[str]:
 def _model_problems(config: RunConfig) -> list[str]:
     model, parallel = config.model, config.parallel
     found = []
+    split_of_ffn = ("parallel.etp", parallel.etp) if model.num_experts else ("parallel.tp", parallel.tp)
     for word, value, into, total in (
-        ("parallel.ep", parallel.ep, "model.num_experts", model.num_experts),
-        ("parallel.etp", parallel.etp, "model.ffn_hidden_size", model.ffn_hidden_size),
+        (*split_of_ffn, "model.ffn_hidden_size", model.ffn_hidden_size),
         ("parallel.pp", parallel.pp, "model.num_layers", model.num_layers),
         ("parallel.tp", parallel.tp, "model.num_attention_heads", model.num_attention_heads),
         ("parallel.tp", parallel.tp, "model.num_query_groups", model.num_query_groups),
@@ -308,21 +308,41 @@ def _model_problems(config: RunConfig) -> list[str]:
     ):
         if total % value:
             found.append(f"{word}={value} does not divide {into}={total}; choose from {divisors(total)}")
-    if model.router_topk > model.num_experts:
-        found.append(f"model.router_topk={model.router_topk} is more than model.num_experts={model.num_experts}")
     if parallel.cp != 1:
         found.append(f"parallel.cp={parallel.cp}: context parallelism is not supported yet; set parallel.cp=1")
     if parallel.sequence_parallel and parallel.tp == 1:
         found.append("parallel.sequence_parallel=true needs parallel.tp of at least 2; set it to false")
-    if parallel.tp > 1 and model.num_experts > 1 and not parallel.sequence_parallel:
+    if parallel.overlap_param_gather and not parallel.overlap_grad_reduce:
+        found.append("parallel.overlap_param_gather=true needs parallel.overlap_grad_reduce=true")
+    return found + (_expert_problems if model.num_experts else _dense_problems)(config)
+
+
+def _dense_problems(config: RunConfig) -> list[str]:
+    return [f"{word}={value} without experts (model.num_experts=0); set {word}={right}" for word, value, right in (
+        ("model.router_topk", config.model.router_topk, 0),
+        ("parallel.ep", config.parallel.ep, 1),
+        ("parallel.etp", config.parallel.etp, 1),
+    ) if value != right]
+
+
+def _expert_problems(config: RunConfig) -> list[str]:
+    model, parallel = config.model, config.parallel
+    found = []
+    if model.num_experts % parallel.ep:
+        found.append(f"parallel.ep={parallel.ep} does not divide model.num_experts={model.num_experts}; choose from "
+                     f"{divisors(model.num_experts)}")
+    if model.router_topk > model.num_experts:
+        found.append(f"model.router_topk={model.router_topk} is more than model.num_experts={model.num_experts}")
+    if model.router_topk == 0:
+        found.append(f"model.router_topk=0 sends no token to any of model.num_experts={model.num_experts}; set it to at least 1, "
+                     "or model.num_experts=0 for dense layers")
+    if parallel.tp > 1 and not parallel.sequence_parallel:
         found.append(f"parallel.tp={parallel.tp} with experts needs parallel.sequence_parallel=true (Megatron-Core refuses "
                      "to train otherwise)")
     if parallel.ep == 1 and parallel.etp != parallel.tp:
         # 0.16.1 then reduces expert gradients over the dense data-parallel group, which is another one: silently wrong
         found.append(f"parallel.etp={parallel.etp} with parallel.ep=1 must equal parallel.tp={parallel.tp} (Megatron-Core "
                      f"would leave expert gradients unreduced); set parallel.etp={parallel.tp} or parallel.ep of at least 2")
-    if parallel.overlap_param_gather and not parallel.overlap_grad_reduce:
-        found.append("parallel.overlap_param_gather=true needs parallel.overlap_grad_reduce=true")
     return found
 
 

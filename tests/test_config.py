@@ -140,6 +140,27 @@ def test_experts_with_tensor_parallelism_need_sequence_parallelism():
     assert "needs parallel.sequence_parallel=true" in refusal("parallel.tp=2")
 
 
+DENSE = ("model.num_experts=0", "model.router_topk=0", "parallel.ep=1")
+
+
+def test_dense_model_has_no_expert_words():
+    message = refusal("model.num_experts=0", "parallel.etp=2")
+    assert "3 problems" in message
+    for word, value, right in (("model.router_topk", 2, 0), ("parallel.ep", 2, 1), ("parallel.etp", 2, 1)):
+        assert f"{word}={value} without experts (model.num_experts=0); set {word}={right}" in message
+    assert load_config("tiny", [*DENSE]).model.num_experts == 0
+
+
+def test_experts_that_get_no_token_are_refused():
+    assert "model.router_topk=0 sends no token to any of model.num_experts=8" in refusal("model.router_topk=0")
+
+
+def test_tensor_parallelism_of_a_dense_model_needs_no_sequence_parallelism_but_divides_its_ffn():
+    assert load_config("tiny", [*DENSE, "parallel.tp=2"]).parallel.tp == 2
+    message = refusal(*DENSE, "parallel.tp=2", "model.ffn_hidden_size=127")
+    assert "parallel.tp=2 does not divide model.ffn_hidden_size=127" in message and "problems" not in message
+
+
 def test_fp8_without_transformer_engine_is_refused():
     message = refusal("precision.compute=fp8", "precision.backend=local", what="llmjp_8x13b")
     assert 'needs precision.backend="te"' in message

@@ -1,5 +1,6 @@
 """Every recipe: clean, saved and loaded again unchanged, planned for its cluster, and built rank by rank."""
 
+import itertools
 import json
 
 import pytest
@@ -53,6 +54,15 @@ def test_dry_run_agrees_with_the_model_that_is_really_built(name, capsys):
     printed = capsys.readouterr().out
     for number in GOLDEN[name]:
         assert f"{number:,}" in printed
+
+
+@pytest.mark.parametrize(("tied", "layout"), itertools.product((False, True), ("tp=1 pp=1", "tp=2 pp=1", "tp=1 pp=2", "tp=2 pp=4")))
+def test_dry_run_agrees_with_dense_and_tied_models(tied, layout, capsys):
+    """print_plan asserts that every stage that is built holds what the arithmetic says."""
+    dense = ["model.num_experts=0", "model.router_topk=0", "parallel.ep=1", *(f"parallel.{word}" for word in layout.split())]
+    print_plan(load_config("tiny", ["budget.global_batch_size=32", *dense, f"model.tied_embeddings={str(tied).lower()}"]), 8)
+    printed = capsys.readouterr().out
+    assert ("hidden 64, dense, tied embeddings" if tied else "hidden 64, dense\n") in printed
 
 
 def test_every_rank_of_8x13b_on_64_gpus_holds_what_the_arithmetic_says():

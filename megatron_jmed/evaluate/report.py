@@ -62,7 +62,8 @@ def render_report(run: Run) -> str:
     name = run.config.get("name") or run.name
     sections = [
         section("Training", _training_parts(run), "no training step is in metrics.jsonl"),
-        section("Experts", _expert_figures(run), "no expert load was recorded"),
+        section("Experts", _expert_figures(run), "the model is dense: it has no experts" if _is_dense(run) else
+                "no expert load was recorded"),
         section("Data", [*_blend_figures(run), *_blend_tables(run)], "no blend.json is in the run folder"),
         section("Exams", [part for s in run.scores for part in _exam_parts(s)], "no exam was taken"),
         section("Checkpoints", _checkpoint_tables(run), "no checkpoint was saved"),
@@ -86,7 +87,9 @@ def _subtitle(run: Run) -> str:
     parts = []
     if {"num_layers", "hidden_size"} <= set(model):
         parts.append(f"{model['num_layers']} layers of width {model['hidden_size']}")
-    if {"num_experts", "router_topk"} <= set(model):
+    if _is_dense(run):
+        parts.append("dense")
+    elif {"num_experts", "router_topk"} <= set(model):
         parts.append(f"{model['num_experts']} experts, {model['router_topk']} for each token")
     layout = [f"{key} {parallel[key]}" for key in ("tp", "pp", "ep", "cp") if parallel.get(key)]
     parts += [", ".join(layout)] if layout else []
@@ -238,6 +241,10 @@ def _finite(records: Sequence[dict[str, Any]], key: str) -> list[float]:
 
 
 # --- experts -------------------------------------------------------------------------------------------------------
+
+
+def _is_dense(run: Run) -> bool:
+    return run.config.get("model", {}).get("num_experts") == 0
 
 
 def _load_ratios(run: Run) -> list[list[float]]:

@@ -35,8 +35,10 @@ def built_stage_parameters(config: RunConfig, world_size: int) -> list[int]:
 
 def _model_lines(config: RunConfig):
     padded, plain = count_parameters(config.model, config.padded_vocab_size), count_parameters(config.model)
-    yield f"model       {config.name}: {config.model.num_layers} layers, hidden {config.model.hidden_size}, " \
-          f"{config.model.num_experts} experts, top-{config.model.router_topk}"
+    model = config.model
+    kind = f"{model.num_experts} experts, top-{model.router_topk}" if model.num_experts else "dense"
+    yield f"model       {config.name}: {model.num_layers} layers, hidden {model.hidden_size}, {kind}" \
+          f"{', tied embeddings' if model.tied_embeddings else ''}"
     yield f"parameters  total {padded.total:,}   active {padded.active:,}   (vocabulary padded to {config.padded_vocab_size:,})"
     yield f"            total {plain.total:,}   active {plain.active:,}   (vocabulary {config.model.vocab_size:,})"
 

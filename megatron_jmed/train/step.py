@@ -24,7 +24,7 @@ from megatron_jmed.train.optimizer import set_learning_rate
 
 @dataclass
 class StepNumbers:
-    """What one step says about itself; the same on every rank."""
+    """What one step says about itself; the same on every rank. A dense model has no expert load, and no auxiliary loss."""
 
     loss: float
     loss_by_source: dict[str, float]
@@ -120,7 +120,7 @@ class Stepper:
             loss_by_source={name: float(total / count) for name, total, count in
                             zip(self._source_names, sums, counts, strict=True) if count > 0},
             aux_loss=float(aux_L.mean()) / micro_batches_a_step,
-            expert_load=(load_LE / load_LE.sum(dim=1, keepdim=True).clamp(min=1)).tolist(),
+            expert_load=(load_LE / load_LE.sum(dim=1, keepdim=True).clamp(min=1)).tolist() if num_experts else [],
             is_stop_asked=bool(stop > 0),
         )
 

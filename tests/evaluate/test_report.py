@@ -162,6 +162,17 @@ def test_luck_is_called_luck(run_folder: Path, num_correct: int, says: bool) -> 
     assert "below chance" in text  # per token none is right
 
 
+def test_dense_model_is_said_to_be_one(run_folder: Path) -> None:
+    config = json.loads((run_folder / "config.json").read_text())
+    config["model"] |= {"num_experts": 0, "router_topk": 0}
+    (run_folder / "config.json").write_text(json.dumps(config))
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    (run_folder / "metrics.jsonl").write_text("".join(json.dumps(line | {"expert_load": []}) + "\n" for line in lines))
+    text = Page(render_report(read_run(run_folder))).text
+    assert "2 layers of width 64 · dense" in text and "the model is dense: it has no experts" in text
+    assert "0 experts" not in text and "Busiest expert" not in text
+
+
 def test_what_is_missing_is_said_in_words(tmp_path: Path) -> None:
     folder = tmp_path / "bare"
     folder.mkdir()

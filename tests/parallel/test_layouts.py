@@ -9,7 +9,9 @@ import shutil
 import pytest
 import torch
 
+from megatron_jmed.convert.names import rows
 from megatron_jmed.convert.torch_dist import CheckpointReader
+from megatron_jmed.run_folder import load_state
 
 STEPS = [4, 5, 6]
 RUN = ["tiny", "budget.total_tokens=12288", "budget.save_every_tokens=6144", "budget.eval_every_tokens=0",
@@ -26,13 +28,66 @@ LAYOUTS = {
     "ep2_overlap": ["parallel.ep=2", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"],
     "ep2_recompute": ["parallel.ep=2", "budget.recompute=full"],
 }
+DENSE = ["model.num_experts=0", "model.router_topk=0", "parallel.ep=1"]
+TIED = ["model.tied_embeddings=true"]
+KINDS = {"dense": DENSE, "tied": [*ONE_RANK, *TIED], "dense_tied": [*DENSE, *TIED]}
+# a run of a kind above, resumed at another layout: (kind, changes)
+LAYOUTS_OF_KINDS = {
+    "dense_tp2": ("dense", ["parallel.tp=2"]),
+    "dense_tp2_sequence": ("dense", ["parallel.tp=2", "parallel.sequence_parallel=true"]),
+    "dense_pp2": ("dense", ["parallel.pp=2"]),
+    "tied_ep2": ("tied", ["parallel.ep=2"]),
+    "tied_pp2": ("tied", ["parallel.pp=2"]),
+    "dense_tied_tp2": ("dense_tied", ["parallel.tp=2"]),
+}
+FOUR_RANKS_OF_KINDS = {
+    "tied_pp2_dp2": ("tied", ["parallel.pp=2"]),
+    "dense_tied_tp2_pp2": ("dense_tied", ["parallel.tp=2", "parallel.pp=2"]),
+}
+# vocabularies of 2000 and, at tp2, 2080 rows
+PADDED = ["parallel.ep=1", "model.vocab_divisor=80"]
+# checkpoints written at one layout and loaded and saved again at another: name: (from, changes)
+RESAVED = {
+    "one_at_ep2": ("one", LAYOUTS["ep2"]),
+    "one_at_tp2": ("one", LAYOUTS["tp2"]),
+    "one_at_tp2_ep2": ("one", LAYOUTS["tp2_ep2"]),
+    "one_at_pp2": ("one", LAYOUTS["pp2"]),
+    "one_at_dp2": ("one", ONE_RANK),
+    "bf16_at_ep2": ("bf16", ["parallel.ep=2", "precision.compute=bf16"]),
+    "from_ep2_at_ep1": ("from_ep2", ONE_RANK),
+    "one_at_tp2_at_tp1": ("one_at_tp2", ONE_RANK),
+    "one_at_pp2_at_pp1": ("one_at_pp2", ONE_RANK),
+    "dense_at_tp2": ("dense", [*DENSE, "parallel.tp=2"]),
+    "tied_at_pp2": ("tied", [*ONE_RANK, *TIED, "parallel.pp=2"]),
+    "tied_at_pp2_at_pp1": ("tied_at_pp2", [*ONE_RANK, *TIED]),
+    "padded_at_tp2": ("padded", [*LAYOUTS["tp2"], *PADDED]),
+    "padded_at_tp2_at_tp1": ("padded_at_tp2", PADDED),
+}
+FOUR_RANKS_RESAVED = {
+    "one_at_tp2_pp2": ("one", [*LAYOUTS["tp2"], "parallel.pp=2"]),
+    "from_ep2_at_dp4": ("from_ep2", ONE_RANK),
+    "from_ep2_at_ep4": ("from_ep2", ["parallel.ep=4"]),
+    "one_at_tp2_pp2_at_ep2_etp2": ("one_at_tp2_pp2", ["parallel.ep=2", "parallel.tp=2", "parallel.etp=2",
+                                                     "parallel.sequence_parallel=true"]),
+}
 # two data-parallel ranks that hold each other's weights, with a validation between the steps
 OVERLAP = ["parallel.ep=1", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true",
            "budget.eval_every_tokens=8192", "budget.eval_steps=1"]
 
 
+STATE_PREFIXES = ("", "optimizer.state.param.", "optimizer.state.exp_avg.", "optimizer.state.exp_avg_sq.")
+
+
 def run(name, changes):
     return [*RUN, f"run_folder=runs/{name}", *changes]
+
+
+def runs_of_kinds(layouts):
+    return [run(name, [*KINDS[kind], *changes]) for name, (kind, changes) in layouts.items()]
+
+
+def resaves(resaved):
+    return [["resave", checkpoint(source), checkpoint(name), *run(name, changes)] for name, (source, changes) in resaved.items()]
 
 
 def checkpoint(name, step=3):
@@ -50,25 +105,37 @@ def trained(train_runs, token_folder):
         run("bf16", bf16),
         ["copy", checkpoint("bf16"), checkpoint("bf16_again")],
         run("bf16_again", bf16),
+        *(run(kind, changes) for kind, changes in KINDS.items()),
+        ["copy", checkpoint("dense"), checkpoint("dense_again")],
+        run("dense_again", DENSE),
+        run("padded", PADDED),
     ])
     for name in LAYOUTS:
         shutil.copytree(token_folder / checkpoint("one"), token_folder / checkpoint(name))
+    for name, (kind, _) in {**LAYOUTS_OF_KINDS, **FOUR_RANKS_OF_KINDS}.items():
+        shutil.copytree(token_folder / checkpoint(kind), token_folder / checkpoint(name))
     train_runs(2, [
         *(run(name, changes) for name, changes in LAYOUTS.items()),
         run("from_ep2", ["parallel.ep=2"]),
         run("overlap", OVERLAP),
         ["copy", checkpoint("overlap"), checkpoint("overlap_again")],
         run("overlap_again", OVERLAP),
+        *runs_of_kinds(LAYOUTS_OF_KINDS),
+        *resaves(RESAVED),
     ])
     shutil.copytree(token_folder / checkpoint("from_ep2"), token_folder / checkpoint("tp2_pp2"))
-    train_runs(4, [run("tp2_pp2", [*LAYOUTS["tp2"], "parallel.pp=2"])])
+    train_runs(4, [
+        run("tp2_pp2", [*LAYOUTS["tp2"], "parallel.pp=2"]),
+        *runs_of_kinds(FOUR_RANKS_OF_KINDS),
+        *resaves(FOUR_RANKS_RESAVED),
+    ])
 
 
 def numbers(records, *names):
     return [[records[step][name] for name in names] for step in STEPS]
 
 
-@pytest.mark.parametrize("first", ["one", "bf16", "overlap"])
+@pytest.mark.parametrize("first", ["one", "bf16", "overlap", "dense"])
 def test_resume_equals_uninterrupted_to_the_bit(trained, step_records, first):
     exact = ("loss", "aux_loss", "grad_norm", "lr", "expert_load", "loss_by_source")
     resumed, whole = step_records(f"{first}_again"), step_records(first)
@@ -93,6 +160,42 @@ def test_trained_at_ep2_resumes_at_tp2_pp2_with_its_moments(trained, step_record
     for step in STEPS:
         assert ours[step]["loss"] == pytest.approx(reference[step]["loss"], rel=1e-6)
         assert ours[step]["grad_norm"] == pytest.approx(reference[step]["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    (name, kind) for name, (kind, _) in {**LAYOUTS_OF_KINDS, **FOUR_RANKS_OF_KINDS}.items()])
+def test_dense_and_tied_models_resume_at_every_layout(trained, step_records, name, kind):
+    ours, reference = step_records(name), step_records(kind)
+    assert set(ours) == set(STEPS)
+    for step in STEPS:
+        assert ours[step]["loss"] == pytest.approx(reference[step]["loss"], rel=1e-6)
+        assert ours[step]["grad_norm"] == pytest.approx(reference[step]["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["one", "tp2_pp2", *KINDS, *LAYOUTS_OF_KINDS, *FOUR_RANKS_OF_KINDS])
+def test_saved_keys_are_those_of_the_table(trained, token_folder, name):
+    folder = token_folder / checkpoint(name, 6)
+    assert CheckpointReader(folder).weight_keys() == {row.key for row in rows(load_state(folder).model)}
+
+
+@pytest.mark.parametrize(("name", "source"), [
+    (name, source) for name, (source, _) in {**RESAVED, **FOUR_RANKS_RESAVED}.items()])
+def test_weights_masters_and_moments_are_the_same_bits_at_another_layout(trained, token_folder, name, source):
+    ours, theirs = (CheckpointReader(token_folder / checkpoint(which)) for which in (name, source))
+    assert ours.weight_keys() == theirs.weight_keys() != set()
+    for key in (f"{prefix}{key}" for key in sorted(theirs.weight_keys()) for prefix in STATE_PREFIXES):
+        our, their = ours.read(key), theirs.read(key)
+        pieces = 2000 if key.endswith(("word_embeddings.weight", "output_layer.weight")) else their.size(0)
+        assert our.dtype == their.dtype and torch.equal(our[:pieces], their[:pieces]), key
+        assert their[:pieces].any(), f"{key} is all zeros: nothing is compared"
+        both = min(our.size(0), their.size(0))
+        assert torch.equal(our[:both], their[:both]) and not our[both:].any(), f"{key}: padding"
+
+
+def test_padding_of_the_vocabulary_follows_the_layout(trained, token_folder):
+    sizes = [CheckpointReader(token_folder / checkpoint(name)).shape("output_layer.weight")[0]
+             for name in ("padded", "padded_at_tp2", "padded_at_tp2_at_tp1")]
+    assert sizes == [2000, 2080, 2000]
 
 
 def test_expert_load_counts_every_token_once_at_every_layout(trained, step_records):

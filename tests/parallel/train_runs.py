@@ -1,12 +1,14 @@
 """Started by the tests, alone or under torchrun: train several runs one after the other in the same processes, which
 saves the start of Python and Megatron for each. Argument: a JSON list of lists, each the arguments of
-`megatron_jmed.train`; or ["copy", from, to], which copies a checkpoint to begin a run from."""
+`megatron_jmed.train`; or ["copy", from, to], which copies a checkpoint to begin a run from; or ["resave", from, to,
+recipe, change, ...], which loads a checkpoint at a layout, over other random weights, and saves it there."""
 
 import json
 import os
 import shutil
 import sys
 import time
+from pathlib import Path
 
 
 def main() -> None:
@@ -21,10 +23,32 @@ def main() -> None:
         if what == "copy":
             copy(*changes, is_mine=world.rank == 0)
             continue
+        source, target = "", ""
+        if what == "resave":
+            source, target, what, *changes = changes
         if world.size > 1:
             os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1 + number)
         config = load_config(what, changes)
+        if source:
+            resave(Path(source), Path(target), config, world)
+            continue
         train(config, world, *check_before_start(config, world.size))
+
+
+def resave(source: Path, target: Path, config, world) -> None:
+    from megatron_jmed.model.build import build_data_parallel_model
+    from megatron_jmed.parallel import start_groups, stop_groups
+    from megatron_jmed.run_folder import load_state
+    from megatron_jmed.train.checkpoint import load_checkpoint, save_checkpoint
+    from megatron_jmed.train.optimizer import build_optimizer
+
+    groups = start_groups(config.parallel, world, config.seed + 1)
+    model = build_data_parallel_model(config, groups)
+    optimizer = build_optimizer(config, model, groups)
+    state = load_state(source)
+    load_checkpoint(source, state, model, optimizer, groups)
+    save_checkpoint(target, state, model, optimizer, groups)
+    stop_groups()
 
 
 def copy(source: str, target: str, is_mine: bool) -> None:

@@ -24,6 +24,35 @@ def test_parameters_are_the_published_ones(recipe, vocab_size, total, active):
     assert (counts.total, counts.active) == (total, active)
 
 
+PARENT = ("model.num_experts=0", "model.router_topk=0", "parallel.ep=1")  # llm-jp-3-13b
+
+
+@pytest.mark.parametrize(("tied", "ends"), [("false", 1_018_746_880), ("true", 1_018_746_880 // 2)])
+def test_parameters_of_the_dense_13b_are_the_published_ones(tied, ends):
+    model = load_config("llmjp_8x13b", [*PARENT, f"model.tied_embeddings={tied}"]).model
+    counts = count_parameters(model, PUBLISHED_VOCABULARY)
+    assert counts.total == counts.active == 12_688_184_320 + ends
+
+
+def test_flops_of_the_dense_13b_are_those_worked_out_by_hand_and_the_same_with_tied_embeddings():
+    matrices = 40 * (4 * 5120 * 5120 + 3 * 5120 * 13_824) + 99_584 * 5120
+    for tied in ("false", "true"):
+        config = load_config("llmjp_8x13b", [*PARENT, f"model.tied_embeddings={tied}"])
+        assert flops_a_token(config) == 6 * matrices + 40 * 6 * 4096 * 5120
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_memory_of_the_dense_13b_is_worked_out_by_hand(tp):
+    config = load_config("llmjp_8x13b", [*PARENT, f"parallel.tp={tp}"])
+    stages = [stage_memory(config, 64, stage) for stage in range(4)]
+    matrices, norms = 10 * (4 * 5120 * 5120 + 3 * 5120 * 13_824), 10 * 2 * 5120
+    assert stages[1].params_on_rank == matrices // tp + norms
+    assert stages[1].optimizer == 12 * stages[1].params_on_rank / (64 // 4 // tp)
+    kept = [stage_memory(load_config("llmjp_8x13b", [*PARENT, f"budget.recompute={r}"]), 64, 0).activations
+            for r in ("full", "selective", "none")]
+    assert kept[0] < kept[1] < kept[2]
+
+
 def test_checkpoint_of_8x13b_is_1_02_terabytes():
     assert checkpoint_bytes(recipe_config("llmjp_8x13b")) / 1e12 == pytest.approx(1.02, abs=0.005)
 

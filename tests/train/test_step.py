@@ -90,8 +90,21 @@ def test_a_source_that_was_not_read_is_not_reported(build):
     assert numbers.loss == numbers.loss_by_source["en"]
 
 
-def test_gradient_norm_is_that_of_the_mean_loss(build):
-    model, stepper = build("model.aux_loss_coeff=0", "optim.clip_grad=1e9")
+DENSE = ("model.num_experts=0", "model.router_topk=0")
+TIED = ("model.tied_embeddings=true",)
+
+
+def test_dense_model_learns_and_speaks_of_no_experts(build):
+    _, stepper = build(*DENSE)
+    batches = forever()
+    numbers = [stepper.train(batches, lr=0.01, wants_stop=False) for _ in range(25)]
+    assert numbers[0].loss == pytest.approx(math.log(128), abs=0.15) and numbers[-1].loss < 1.0
+    assert all(n.expert_load == [] and n.aux_loss == 0.0 for n in numbers)
+
+
+@pytest.mark.parametrize("kind", [(), DENSE, TIED, (*DENSE, *TIED)])
+def test_gradient_norm_is_that_of_the_mean_loss(kind, build):
+    model, stepper = build("model.aux_loss_coeff=0", "optim.clip_grad=1e9", *kind)
     losses = torch.cat([token_losses(model.module, batch).flatten() for batch in (micro_batch(0), micro_batch(1))])
     gradients = torch.autograd.grad(losses.mean(), list(model.module.parameters()))
     expected = torch.sqrt(sum((gradient.double() ** 2).sum() for gradient in gradients))
