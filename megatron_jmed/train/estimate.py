@@ -4,7 +4,8 @@ Legend: H hidden, F expert width, E experts, K experts a token, V padded vocabul
 L layers. Bytes: bf16 weights 2 (fp32 4), fp32 gradients 4, and 12 for master and two moments, the last sharded over the
 data-parallel ranks (dense) or the expert-data-parallel ranks (experts). A dense layer counts as one expert that every
 token uses, without a router; a tied head is the embedding, of which a last stage of its own holds a copy. Activations
-follow Korthikanti et al. 2022 (arXiv 2205.05198) with the MoE terms of one layer written out below; they are an estimate, the rest is exact.
+follow Korthikanti et al. 2022 (arXiv 2205.05198) with the MoE terms of one layer written out below; they are an estimate,
+the rest is exact.
 """
 
 import math

@@ -6,6 +6,7 @@ recipe, change, ...], which loads a checkpoint at a layout, over other random we
 import json
 import os
 import shutil
+import socket
 import sys
 import time
 from pathlib import Path
@@ -27,12 +28,25 @@ def main() -> None:
         if what == "resave":
             source, target, what, *changes = changes
         if world.size > 1:
-            os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1 + number)
+            os.environ["MASTER_PORT"] = free_port(number, is_mine=world.rank == 0)
         config = load_config(what, changes)
         if source:
             resave(Path(source), Path(target), config, world)
             continue
         train(config, world, *check_before_start(config, world.size))
+
+
+def free_port(number: int, is_mine: bool) -> str:
+    """A port for the store of run `number`: rank 0 asks the system for one, and tells the others in a file."""
+    note = Path(f"port_{os.environ['TORCHELASTIC_RUN_ID']}_{number}")
+    if is_mine:
+        with socket.socket() as any_free:
+            any_free.bind(("localhost", 0))
+            note.with_suffix(".partial").write_text(str(any_free.getsockname()[1]))
+        note.with_suffix(".partial").rename(note)
+    while not note.exists():
+        time.sleep(0.01)
+    return note.read_text()
 
 
 def resave(source: Path, target: Path, config, world) -> None:
