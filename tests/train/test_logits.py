@@ -4,17 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from megatron_jmed.config import ModelConfig
-from megatron_jmed.convert.names import rows
-from megatron_jmed.convert.torch_dist import write_checkpoint
 from megatron_jmed.convert.weights import import_hf
-from megatron_jmed.run_folder import CheckpointState
 from megatron_jmed.train.logits import checkpoint_logits
 
-VOCABULARY, PADDED = 300, 384
+VOCABULARY = 300
 WORDS = dict(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
              max_position_embeddings=256, rms_norm_eps=1e-4, initializer_range=0.2,
              rope_parameters={"rope_type": "default", "rope_theta": 500.0})
@@ -45,28 +40,10 @@ def _reference(folder: Path, name: str, num_query_groups: int, tied: bool):
             if "norm" in parameter_name:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     model.save_pretrained(folder / "hf")
-    _write_checkpoint(folder, _model_config(words, num_experts=4 if name == "mixtral" else 0))
+    import_hf(folder / "hf", folder / "checkpoint")
     tokens_BS = torch.randint(VOCABULARY, (3, 50))
     with torch.no_grad():
         return folder / "hf", folder / "checkpoint", tokens_BS, model.eval()(tokens_BS).logits.float()
-
-
-def _model_config(words: dict, num_experts: int) -> ModelConfig:
-    return ModelConfig(
-        num_layers=2, hidden_size=32, num_attention_heads=4, num_query_groups=words["num_key_value_heads"], kv_channels=8,
-        ffn_hidden_size=48, num_experts=num_experts, router_topk=2 if num_experts else 0, vocab_size=VOCABULARY,
-        max_position_embeddings=256, tied_embeddings=words["tie_word_embeddings"], rotary_base=500.0, layernorm_epsilon=1e-4)
-
-
-def _write_checkpoint(folder: Path, model: ModelConfig) -> None:
-    """By the table, a slice at a time."""
-    hf, tensors = load_file(folder / "hf/model.safetensors"), {}
-    for row in rows(model):
-        stack = tensors[row.key] = torch.zeros(row.shape(model, PADDED))
-        for index, names in row.slices(model):
-            part = row.join(tuple(hf[name] for name in names), model)
-            (stack[:VOCABULARY] if row.has_vocabulary else stack[index]).copy_(part)
-    write_checkpoint(folder / "checkpoint", tensors, CheckpointState(step=0, tokens=0, model=model, has_optimizer=False))
 
 
 def relative_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
