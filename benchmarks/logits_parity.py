@@ -11,11 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from megatron_jmed.config import load_config
 from megatron_jmed.errors import run_tool
-from megatron_jmed.model.build import build_data_parallel_model
-from megatron_jmed.parallel import World, device, start_groups, stop_groups
 from megatron_jmed.run_folder import RunFolder
-from megatron_jmed.train.checkpoint import load_weights
-from megatron_jmed.train.optimizer import build_optimizer
+from megatron_jmed.train.logits import checkpoint_logits
 
 
 def main() -> None:
@@ -24,23 +21,17 @@ def main() -> None:
     parser.add_argument("hf_folder", type=Path)
     arguments = parser.parse_args()
     folder = RunFolder(arguments.run)
-    config = load_config(str(folder.config), ["parallel.ep=1", "precision.compute=fp32"])
-    groups = start_groups(config.parallel, World(0, 1, 0), config.seed)
-    model = build_data_parallel_model(config, groups)
-    load_weights(folder.latest_checkpoint(), model, build_optimizer(config, model, groups), groups)
-    model.eval()
-    theirs = AutoModelForCausalLM.from_pretrained(arguments.hf_folder, dtype=torch.float32).eval().to(device())
+    config = load_config(str(folder.config))
     torch.manual_seed(0)
-    tokens_BS = torch.randint(config.model.vocab_size, (2, config.budget.seq_length), device=device())
-    positions_BS = torch.arange(config.budget.seq_length, device=device()).expand_as(tokens_BS)
+    tokens_BS = torch.randint(config.model.vocab_size, (2, config.budget.seq_length))
+    ours_BSV = checkpoint_logits(folder.latest_checkpoint(), tokens_BS, "fp32")
+    theirs = AutoModelForCausalLM.from_pretrained(arguments.hf_folder, dtype=torch.float32).eval()
     with torch.no_grad():
-        ours_BSV = model(tokens_BS, positions_BS, attention_mask=None)[..., : config.model.vocab_size]
         theirs_BSV = theirs(tokens_BS).logits
     difference = (ours_BSV - theirs_BSV).abs().max().item()
     same = (ours_BSV.argmax(-1) == theirs_BSV.argmax(-1)).all().item()
     print(f"{tokens_BS.numel()} tokens, {config.model.vocab_size} logits each: largest difference {difference:.2e}, "
           f"largest logit {theirs_BSV.abs().max().item():.2f}, same argmax everywhere: {same}")
-    stop_groups()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ CALLS = [
      "post_process share_embeddings_and_output_weights position_embedding_type rotary_base pg_collection"),
     ("models.gpt.gpt_layer_specs", "get_gpt_layer_with_transformer_engine_spec", "num_experts moe_grouped_gemm"),
     ("models.gpt.moe_module_specs", "get_moe_module_spec", "use_te num_experts moe_grouped_gemm"),
+    ("transformer.mlp", "MLPSubmodules.__init__", "linear_fc1 linear_fc2"),
     ("transformer.transformer_block", "get_num_layers_to_build", "config pp_rank"),
     ("distributed", "DistributedDataParallel.__init__", "config ddp_config module pg_collection"),
     ("distributed", "DistributedDataParallelConfig.__init__", "grad_reduce_in_fp32 use_distributed_optimizer "
