@@ -4,11 +4,13 @@ import argparse
 from pathlib import Path
 
 from megatron_jmed.convert.source import open_weights
+from megatron_jmed.convert.stored import prefer_huge_pages
 from megatron_jmed.convert.weights import DTYPES, export_weights
 from megatron_jmed.errors import run_tool
 
 
 def main() -> None:
+    prefer_huge_pages()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="run folder, its step_N, or an imported checkpoint")
     parser.add_argument("target", type=Path, metavar="HF_FOLDER")

@@ -4,12 +4,14 @@ import argparse
 from pathlib import Path
 
 from megatron_jmed.convert.source import open_weights
+from megatron_jmed.convert.stored import prefer_huge_pages
 from megatron_jmed.convert.tokenizer import num_pieces
 from megatron_jmed.convert.weights import DTYPES, import_weights
 from megatron_jmed.errors import run_tool
 
 
 def main() -> None:
+    prefer_huge_pages()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, metavar="FOLDER",
                         help="Mixtral or Llama in safetensors, or a legacy folder (mp_rank_XX/model_optim_rng.pt)")

@@ -4,12 +4,14 @@ import argparse
 from pathlib import Path
 
 from megatron_jmed.convert.source import open_weights
+from megatron_jmed.convert.stored import prefer_huge_pages
 from megatron_jmed.convert.upcycle import Upcycled, UpcycleSettings
 from megatron_jmed.convert.weights import export_weights, import_weights
 from megatron_jmed.errors import run_tool
 
 
 def main() -> None:
+    prefer_huge_pages()
     default = UpcycleSettings()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, metavar="DENSE_FOLDER")

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from megatron_jmed.convert.source import Weights, open_weights
+from megatron_jmed.convert.stored import prefer_huge_pages
 from megatron_jmed.convert.tokenizer import leaves_out_bos, token_ids
 from megatron_jmed.convert.torch_dist import CheckpointWeights
 from megatron_jmed.convert.verify import LogitsComparison, compare, compare_logits
@@ -22,6 +23,7 @@ TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
 
 
 def main() -> None:
+    prefer_huge_pages()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("a", type=Path, metavar="A")
     parser.add_argument("b", type=Path, metavar="B")

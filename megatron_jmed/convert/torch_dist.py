@@ -7,7 +7,6 @@ torch.save writes them, and `.metadata`, which says what lies where) plus metada
 would want the whole stack of 40 layers (90 GB for the experts of 8x13B) at once.
 """
 
-import io
 import json
 import pickle
 import shutil
@@ -27,11 +26,12 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.utils import _create_file_view
 
 from megatron_jmed.config import ModelConfig
 from megatron_jmed.convert.names import Row, rows
 from megatron_jmed.convert.parts import Part, begin_parts, end_parts, write_parts
-from megatron_jmed.convert.stored import checksum, read_into
+from megatron_jmed.convert.stored import StoredTensor, checksum
 from megatron_jmed.errors import CheckpointError, some_of
 from megatron_jmed.run_folder import STATE_NAME, CheckpointState, finish_checkpoint, load_state, write_json
 
@@ -98,10 +98,8 @@ class CheckpointReader:
         return target
 
     def _load(self, key: str, chunk: _Chunk) -> torch.Tensor:
-        buffer = bytearray(chunk.length)
         try:
-            read_into(chunk.path, chunk.begin, memoryview(buffer))
-            tensor = torch.load(io.BytesIO(buffer), map_location="cpu", weights_only=True)
+            tensor = _read_saved(chunk)
         except (CheckpointError, RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError):
             raise CheckpointError(f"{self._folder}: {key} cannot be read; {chunk.path.name} is damaged or truncated") from None
         if tuple(tensor.shape) != chunk.sizes:
@@ -117,6 +115,20 @@ class CheckpointReader:
             chunks[key] = [_Chunk(tuple(chunk.offsets), tuple(chunk.sizes), self._folder / info.relative_path, info.offset,
                                   info.length) for chunk, info in infos]
         return chunks
+
+
+def _read_saved(chunk: _Chunk) -> torch.Tensor:
+    """The tensor that torch.save wrote there. Its bytes go straight into it: torch.load alone would copy them twice."""
+    with open(chunk.path, "rb") as file:
+        view = _create_file_view(file, chunk.begin, chunk.length)
+        shape = torch.load(view, map_location="meta", weights_only=True)
+        view.seek(0)
+        reader = torch._C.PyTorchFileReader(view)
+        if not shape.is_contiguous() or shape.numel() * shape.element_size() != reader.get_record_size("data/0"):
+            view.seek(0)
+            return torch.load(view, map_location="cpu", weights_only=True)
+        begin = reader.get_record_offset("data/0")
+    return StoredTensor(chunk.path, chunk.begin + begin, shape.dtype, tuple(shape.shape)).read()
 
 
 class CheckpointWeights:
