@@ -47,6 +47,16 @@ def test_corpus_story_accounts_for_every_document(tmp_path):
     assert again.count("the datasheet is at") == 1
 
 
+def test_upcycling_story_proves_both_folders_equal_and_trains_on(run_folder):
+    told = tell("02_upcycle.sh", run_folder.parents[1])
+    assert "EQUAL: 127 tensors are equal to the bit, and the configs compute alike; logits agree within" in told
+    work = run_folder.parents[1] / "runs/upcycle"
+    losses = {name: [json.loads(line)["loss"] for line in (work / name / "metrics.jsonl").read_text().splitlines()
+                     if '"loss"' in line] for name in ("dense", "trained")}
+    assert losses["dense"][0] > 7 and losses["trained"][0] < 5.5, "the mixture must begin with what its parent knows"
+    assert losses["trained"][-1] < losses["dense"][-1]
+
+
 def test_the_model_has_learnt(run_folder):
     records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if "loss" in record]

@@ -1,13 +1,16 @@
 """Equal models are called equal to the bit; each of the usual mistakes is caught and told apart."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from megatron_jmed.convert.source import open_weights
+from megatron_jmed.convert.tokenizer import write_tokenizer
 from megatron_jmed.convert.verify import compare, compare_logits
 from megatron_jmed.convert.weights import export_hf, import_hf
 from megatron_jmed.errors import CheckpointError
@@ -112,6 +115,57 @@ def test_logits_are_measured():
     assert other.largest_loss_difference == pytest.approx(3.0, abs=1e-6)
     assert other.max_kl == pytest.approx((a[0, 0].softmax(-1) * (a[0, 0].log_softmax(-1) - b[0, 0].log_softmax(-1))).sum().item())
     assert not other.is_within(0.5) and other.is_within(0.7)
+
+
+@pytest.fixture
+def with_tokenizer(token_folder, tmp_path) -> tuple[Path, Path, Path]:
+    """(HF folder with a tokenizer, its checkpoint, a text)."""
+    torch.manual_seed(0)
+    config = MixtralConfig(vocab_size=2000, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                           num_key_value_heads=2, head_dim=8, num_local_experts=4, max_position_embeddings=256,
+                           initializer_range=0.2, rope_parameters={"rope_type": "default", "rope_theta": 500.0})
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "hf")
+    write_tokenizer(token_folder / "tokenizer.model", tmp_path / "hf")
+    import_hf(tmp_path / "hf", tmp_path / "checkpoint")
+    (tmp_path / "text.txt").write_text("発熱と咳が三日続いた。血圧は120/80mmHg、脈拍72であった。" * 8)
+    return tmp_path / "hf", tmp_path / "checkpoint", tmp_path / "text.txt"
+
+
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+def test_tool_compares_logits_of_both_programs(with_tokenizer, compute):
+    hf, checkpoint, text = with_tokenizer
+    done = run(hf, checkpoint, "--logits", text, "--compute", compute)
+    if compute == "fp32":
+        assert done.returncode == 0 and "logits agree within" in done.stdout.splitlines()[-1], done.stdout + done.stderr
+    assert "logits of 256 tokens" in done.stdout and "KL mean" in done.stdout
+
+
+def test_tool_finds_a_tokenizer_without_a_beginning(with_tokenizer):
+    hf, checkpoint, text = with_tokenizer
+    words = json.loads((hf / "tokenizer.json").read_text())
+    words["post_processor"] = None
+    (hf / "tokenizer.json").write_text(json.dumps(words))
+    done = run(hf, checkpoint, "--logits", text)
+    assert done.returncode == 1
+    assert "puts no <s> in front" in done.stdout.splitlines()[-1] and "logits differ" not in done.stdout
+
+
+def test_tool_finds_a_wrong_rotary_base_in_the_logits_too(with_tokenizer):
+    hf, checkpoint, text = with_tokenizer
+    words = json.loads((hf / "config.json").read_text())
+    words["rope_parameters"]["rope_theta"] = 10000.0
+    (hf / "config.json").write_text(json.dumps(words))
+    done = run(hf, checkpoint, "--logits", text)
+    assert done.returncode == 1
+    assert "rotary_base is 10000.0 and 500.0" in done.stdout.splitlines()[-1] and "logits differ" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"", "no text in it"), (b"\xff\xfe", "not a text file"), (None, "not a text file")])
+def test_text_that_cannot_be_read_is_named(with_tokenizer, content, said):
+    hf, checkpoint, text = with_tokenizer
+    text.unlink() if content is None else text.write_bytes(content)
+    done = run(hf, checkpoint, "--logits", text)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
 def run(*arguments) -> subprocess.CompletedProcess:
