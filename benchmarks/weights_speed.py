@@ -69,7 +69,8 @@ def write_random(folder: Path, model: ModelConfig) -> None:
             for index, names in row.slices(model):
                 if (index[0] if index else -1) != part:
                     continue
-                whole = (torch.randn(row.slice_shape(model, model.vocab_size)) * 0.02).to(torch.bfloat16)
+                centre = 1.0 if "layernorm" in row.key else 0.0
+                whole = (centre + torch.randn(row.slice_shape(model, model.vocab_size)) * 0.02).to(torch.bfloat16)
                 for name, tensor in zip(names, row.split(whole, model), strict=True):
                     tensors[name] = tensor.contiguous().clone()
         number += 1

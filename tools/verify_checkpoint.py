@@ -18,7 +18,8 @@ from megatron_jmed.convert.verify import LogitsComparison, compare, compare_logi
 from megatron_jmed.convert.weights import DTYPES, default_workers
 from megatron_jmed.errors import CheckpointError, run_tool
 
-# How far logits may lie apart, as a part of the largest: rounding of 24 and 8 bits over some tens of layers.
+# How far logits may lie apart, as a part of the largest: rounding of 24 and 8 bits over some tens of layers. In bf16 the
+# median token decides, since a rounding can send a token to another expert.
 TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
 
 
@@ -44,14 +45,15 @@ def main() -> None:
     problems += [f"{w.name}: its tokenizer puts no <s> in front" for w in (a, b) if leaves_out_bos(w.hf_files)]
     logits = logits_of_both(a, b, arguments)
     print(*logits.lines(), sep="\n")
-    if not logits.is_within(TOLERANCES[arguments.compute]):
-        problems.append(f"logits differ by {logits.largest_relative:.2g} of the largest, more than "
-                        f"{TOLERANCES[arguments.compute]:g}"
+    apart, whose = (logits.median_relative, " for the median token") if arguments.compute == "bf16" else (
+        logits.largest_relative, "")
+    if not apart <= TOLERANCES[arguments.compute]:
+        problems.append(f"logits differ by {apart:.2g} of the largest{whose}, more than {TOLERANCES[arguments.compute]:g}"
                         + (", though all tensors are equal: routing, rotary embedding or norms differ"
                            if comparison.is_equal else ""))
     if problems:
         end("DIFFERENT: " + "; ".join(problems), False)
-    end(f"{verdict}; logits agree within {logits.largest_relative:.2g} of the largest", True)
+    end(f"{verdict}; logits agree within {apart:.2g} of the largest{whose}", True)
 
 
 def end(verdict: str, is_equal: bool) -> None:
