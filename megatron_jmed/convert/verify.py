@@ -189,7 +189,8 @@ class LogitsComparison:
 
     def lines(self) -> list[str]:
         return [f"logits of {self.num_tokens} tokens: largest difference {self.largest:.3g} ({self.largest_relative:.2g} of the "
-                f"largest logit), of the median token {self.median_relative:.2g}; same first choice {self.top1_agreement:.2%}, same top 5 {self.topk_agreement:.2%}",
+                f"largest logit), of the median token {self.median_relative:.2g}; same first choice {self.top1_agreement:.2%}, "
+                f"same top 5 {self.topk_agreement:.2%}",
                 f"KL mean {self.mean_kl:.3g}, largest {self.max_kl:.3g} nats; loss {self.losses[0]:.6f} and {self.losses[1]:.6f} "
                 f"nats a token, largest difference {self.largest_loss_difference:.3g}"]
 
