@@ -23,8 +23,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from megatron_jmed.corpus.manifest import sync_folder
 from megatron_jmed.errors import CorpusError
 
@@ -40,6 +38,8 @@ def whole_cache(folder: Path, made_for: dict[str, Any], build: Callable[[Path, b
     where `is_mine` may it write. Only rank 0 looks at the disk before the cache is whole, so that no other node
     remembers (as NFS clients do) that it was not there.
     """
+    import torch  # here, so that whoever only looks for a cache does without it
+
     made_for = {"megatron_core": metadata.version("megatron-core"), **made_for}
     cache = folder / cache_key(made_for)
     is_mine = torch.distributed.get_rank() == 0
@@ -60,6 +60,17 @@ def whole_cache(folder: Path, made_for: dict[str, Any], build: Callable[[Path, b
         _raise_if_disk(error, cache)
         raise
     return cache
+
+
+def find_cache(folder: Path, made_for: dict[str, Any]) -> Path | None:
+    """The whole cache made for this, be it by another version of Megatron-Core; None if there is none. Builds nothing."""
+    made_for = json.loads(json.dumps(made_for))
+    for cache in sorted(path.parent for path in folder.glob(f"*/{LIST_NAME}") if ".partial-" not in path.parent.name):
+        if is_whole(cache):
+            listed = json.loads((cache / LIST_NAME).read_text(encoding="utf-8")).get("made_for", {})
+            if {word: value for word, value in listed.items() if word != "megatron_core"} == made_for:
+                return cache
+    return None
 
 
 def cache_key(made_for: dict[str, Any]) -> str:

@@ -3,15 +3,21 @@
 Documents are packed one after the other into sequences of `seq_length`; attention and positions run across documents,
 as in the pre-training of LLM-jp-3. Invariant: which sequences step N reads depends on config, token sets and N alone,
 not on the number of ranks or on where the run was interrupted: sequence i of the global order belongs to step
-i // global_batch_size.
+i // global_batch_size. So it can be said of any step, without a log of it (replay.py), and a step that is skipped
+(`data.skip_steps`) takes its own sequences with it and moves no other.
+
+Steps count from 0 here and in the loop, and from 1 for people: in metrics.jsonl, `data.skip_steps`, checkpoints, replay.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import megatron_jmed.parallel  # noqa: F401  (its CPU patches come before the first import of Megatron-Core)
+
+# isort: split
 import numpy as np
 import torch
 from megatron.core.datasets.blended_dataset import BlendedDataset
@@ -19,10 +25,12 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_jmed.config import RunConfig
-from megatron_jmed.corpus.tokens import TokenSet, load_token_set
+from megatron_jmed.corpus.tokens import TokenSet
 from megatron_jmed.data.batch import Batch, batch_from_sample
+from megatron_jmed.data.batch_hashes import BatchHashes
 from megatron_jmed.data.index_cache import whole_cache
-from megatron_jmed.errors import CorpusError
+from megatron_jmed.data.sources import index_cache_of, num_sequences, split_of
+from megatron_jmed.data.sources import load_token_sets as load_token_sets
 from megatron_jmed.parallel import Groups
 from megatron_jmed.run_folder import RunFolder
 
@@ -46,67 +54,29 @@ class PretrainData:
     source_names: tuple[str, ...]
     index_cache: Path
 
-    def consumed_sequences(self, num_sequences: int) -> list[int]:
-        """How many of the first `num_sequences` sequences came from each source: an exact account, nothing logged."""
-        counts = np.bincount(self.train.dataset_index[:num_sequences], minlength=len(self.source_names))
-        return [int(count) for count in counts]
+    def consumed_sequences(self, num_sequences: int, left_out: Iterable[tuple[int, int]] = ()) -> list[int]:
+        """How many of the first `num_sequences` sequences came from each source, without the ranges `left_out` (begin, end)
+        of them: an exact account, nothing logged."""
+        def counts(begin: int, end: int) -> np.ndarray:
+            return np.bincount(self.train.dataset_index[begin:end], minlength=len(self.source_names))
 
-
-def load_token_sets(config: RunConfig) -> list[TokenSet]:
-    """The token sets of the blend, checked against the config; CorpusError names all that is wrong, at once."""
-    if not config.data.blend:
-        raise CorpusError("data.blend is empty; name at least one token set (see megatron_jmed/recipes/blends.py)")
-    found, wrong = [], []
-    for source in config.data.blend:
-        try:
-            token_set = load_token_set(Path(source.path))
-        except CorpusError as error:
-            wrong.append(f"data.blend source {source.name!r}: {error}")
-            continue
-        wrong += _mismatches(config, source.name, token_set)
-        found.append(token_set)
-    tokenizers = {token_set.tokenizer_sha256 for token_set in found}
-    if len(tokenizers) > 1:
-        wrong.append(f"data.blend: the token sets were made with {len(tokenizers)} different tokenizers; use one for all")
-    if wrong:
-        raise CorpusError("\n".join(wrong) if len(wrong) == 1 else
-                          f"{len(wrong)} problems\n" + "\n".join(f"  - {problem}" for problem in wrong))
-    return found
-
-
-def _mismatches(config: RunConfig, name: str, token_set: TokenSet) -> list[str]:
-    wrong = []
-    if token_set.is_sentences:
-        wrong.append(f"data.blend source {name!r} holds sentences, which Megatron-Core's GPTDataset would shuffle one by one, each "
-                     "for a document; tokenise without --split-sentences")
-    if token_set.vocab_size != config.model.vocab_size:
-        wrong.append(f"data.blend source {name!r} was tokenised with {token_set.vocab_size} pieces; model.vocab_size is "
-                     f"{config.model.vocab_size}")
-    train_share = 1 - config.data.valid_ratio
-    if token_set.num_tokens * train_share <= config.budget.seq_length:
-        wrong.append(f"data.blend source {name!r} has {token_set.num_tokens} tokens, less than one sequence of "
-                     f"budget.seq_length={config.budget.seq_length} plus its validation share")
-    if config.data.valid_ratio and round(token_set.num_documents * config.data.valid_ratio) < 1:
-        wrong.append(f"data.blend source {name!r} has {token_set.num_documents} documents, too few for "
-                     f"data.valid_ratio={config.data.valid_ratio}; use 0 or at least "
-                     f"{1 / token_set.num_documents:.3f}")
-    return wrong
+        found = counts(0, num_sequences)
+        for begin, end in left_out:
+            found -= counts(begin, end)
+        return [int(count) for count in found]
 
 
 def build_data(config: RunConfig, token_sets: list[TokenSet]) -> PretrainData:
     """The run's sequences; an index cache that is not there is built by rank 0 first. Collective over all ranks."""
     prefixes = [token_set.prefix for token_set in token_sets]
     weights = [source.weight for source in config.data.blend]
-    split = f"{1 - config.data.valid_ratio},{config.data.valid_ratio},0"
-    valid_sequences = config.budget.eval_steps * config.budget.global_batch_size if config.data.valid_ratio else 0
-    sizes = [config.num_steps * config.budget.global_batch_size, valid_sequences, 0]
 
     def build(cache: Path, is_mine: bool) -> list[BlendedDataset | None]:
         dataset_config = GPTDatasetConfig(
             random_seed=config.seed,
             sequence_length=config.budget.seq_length,
             blend=(prefixes, weights),
-            split=split,
+            split=split_of(config),
             path_to_cache=str(cache),
             tokenizer=_TokenIds(tuple(t.tokenizer_sha256 for t in token_sets)),
             reset_position_ids=False,
@@ -114,13 +84,9 @@ def build_data(config: RunConfig, token_sets: list[TokenSet]) -> PretrainData:
             eod_mask_loss=False,
             create_attention_mask=False,
         )
-        return BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: is_mine, dataset_config).build()
+        return BlendedMegatronDatasetBuilder(GPTDataset, num_sequences(config), lambda: is_mine, dataset_config).build()
 
-    made_for = {"seed": config.seed, "seq_length": config.budget.seq_length, "num_sequences": sizes, "split": split,
-                "token_sets": [{"prefix": token_set.prefix, "weight": weight, "tokenizer": token_set.tokenizer_sha256,
-                                "sha256": {file.path: file.sha256 for file in token_set.manifest.files}}
-                               for token_set, weight in zip(token_sets, weights, strict=True)]}
-    caches = Path(config.data.cache_folder or RunFolder(config.run_folder).index_cache)
+    caches, made_for = index_cache_of(config, token_sets)
     cache = whole_cache(caches, made_for, build)
     train, valid, _ = build(cache, True)
     return PretrainData(train, valid, tuple(source.name for source in config.data.blend), cache)
@@ -130,12 +96,14 @@ class _RankSequences(torch.utils.data.Sampler):
     """The indices that one data-parallel rank reads, micro-batch by micro-batch, from `start_step` on.
 
     Micro-batch m of a step holds sequences m*B .. (m+1)*B of the step; rank r of d takes micro-batches r, r+d, ...:
-    the set of micro-batches, and with it the auxiliary loss, is the same for every number of ranks.
+    the set of micro-batches, and with it the auxiliary loss, is the same for every number of ranks. Steps for which
+    `is_skipped` are left out.
     """
 
-    def __init__(self, start_step: int, num_steps: int, global_batch_size: int, micro_batch_size: int, rank: int, ranks: int):
+    def __init__(self, start_step: int, num_steps: int, global_batch_size: int, micro_batch_size: int, rank: int, ranks: int,
+                 is_skipped: Callable[[int], bool] = lambda _step: False):
         super().__init__()
-        self.steps = range(start_step, num_steps)
+        self.steps = [step for step in range(start_step, num_steps) if not is_skipped(step)]
         self.global_batch_size, self.micro_batch_size, self.rank, self.ranks = (
             global_batch_size, micro_batch_size, rank, ranks)
 
@@ -155,6 +123,21 @@ def batches(config: RunConfig, dataset: BlendedDataset, groups: Groups, start_st
     """This rank's micro-batches of steps `start_step` to `num_steps`, in order."""
     sampler = _RankSequences(start_step, num_steps, config.budget.global_batch_size, config.budget.micro_batch_size,
                              groups.dp.rank(), groups.dp.size())
+    return (batch_from_sample(sample, device) for sample in _loaded(config, dataset, sampler, device))
+
+
+def train_batches(config: RunConfig, data: PretrainData, groups: Groups, start_step: int, device: torch.device) -> Iterator[Batch]:
+    """This rank's micro-batches of every step from `start_step` on that is not skipped; what is handed out may be hashed."""
+    sampler = _RankSequences(start_step, config.num_steps, config.budget.global_batch_size, config.budget.micro_batch_size,
+                             groups.dp.rank(), groups.dp.size(), lambda step: config.data.is_skipped(step + 1))
+    samples = _loaded(config, data.train, sampler, device)
+    if config.log.hash_batches:
+        hashes = BatchHashes(RunFolder(config.run_folder), torch.distributed.get_rank(), config.budget.global_batch_size)
+        samples = hashes.recorded(iter(sampler), samples)
+    return (batch_from_sample(sample, device) for sample in samples)
+
+
+def _loaded(config: RunConfig, dataset: BlendedDataset, sampler: _RankSequences, device: torch.device) -> Iterator[dict[str, Any]]:
     loader = torch.utils.data.DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -162,7 +145,7 @@ def batches(config: RunConfig, dataset: BlendedDataset, groups: Groups, start_st
         pin_memory=device.type == "cuda",
         worker_init_fn=_ignore_job_signals,
     )
-    return (batch_from_sample(sample, device) for sample in loader)
+    return iter(loader)
 
 
 def _ignore_job_signals(_worker: int) -> None:
@@ -172,10 +155,15 @@ def _ignore_job_signals(_worker: int) -> None:
 
 
 def blend_account(config: RunConfig, token_sets: list[TokenSet], data: PretrainData, num_steps_done: int) -> dict[str, Any]:
-    """What was planned and what was read, by source, in tokens: the content of RUN/blend.json."""
+    """What was planned and what was read, by source, in tokens: the content of RUN/blend.json. Skipped steps are neither."""
     seq_length, batch = config.budget.seq_length, config.budget.global_batch_size
-    planned = data.consumed_sequences(config.num_steps * batch)
-    consumed = data.consumed_sequences(num_steps_done * batch)
+
+    def sequences(num_steps: int) -> list[int]:
+        skipped = [((first - 1) * batch, last * batch) for first, last in config.data.skipped_ranges(num_steps)]
+        return data.consumed_sequences(num_steps * batch, skipped)
+
+    planned, consumed = sequences(config.num_steps), sequences(num_steps_done)
+    skipped_done = config.data.num_skipped(num_steps_done)
     total_weight = sum(source.weight for source in config.data.blend)
     sources = []
     for source, token_set, plan, done in zip(config.data.blend, token_sets, planned, consumed, strict=True):
@@ -192,5 +180,5 @@ def blend_account(config: RunConfig, token_sets: list[TokenSet], data: PretrainD
             "epochs": done * seq_length / train_tokens,
             "planned_epochs": plan * seq_length / train_tokens,
         })
-    return {"total_tokens": config.num_steps * config.tokens_per_step,
-            "consumed_tokens": num_steps_done * config.tokens_per_step, "sources": sources}
+    return {"total_tokens": sum(planned) * seq_length, "consumed_tokens": sum(consumed) * seq_length,
+            "skipped_tokens": skipped_done * config.tokens_per_step, "sources": sources}

@@ -73,12 +73,13 @@ def read_metrics(path: Path) -> Metrics:
     for number, line in enumerate(whole.split("\n") if whole else [], start=1):
         record = _parse_record(f"{path}:{number}", line)
         step = record["step"]
-        if "loss" in record:
+        if "loss" in record or "skipped" in record:
             abandoned = [s for s in training if s >= step], [s for s in validation if s > step]
             num_replaced += sum(map(len, abandoned))
             for records, steps in zip((training, validation), abandoned, strict=True):
                 for old in steps:
                     del records[old]
+        if "loss" in record:
             training[step] = record
         if "valid_loss" in record:
             num_replaced += step in validation
@@ -99,8 +100,8 @@ def _parse_record(place: str, line: str) -> dict[str, Any]:
             raise ExamError(f"{place}: {key}: {record[key]!r}; expected a number")
     if "tokens" not in record:
         raise ExamError(f"{place}: tokens: missing; expected the number of tokens trained on so far")
-    if "loss" not in record and "valid_loss" not in record:
-        raise ExamError(f"{place}: neither loss nor valid_loss; expected one of them in every line")
+    if not {"loss", "valid_loss", "skipped"} & set(record):
+        raise ExamError(f"{place}: neither loss nor valid_loss nor skipped; expected one of them in every line")
     load = record.get("expert_load") or []
     if not all(isinstance(layer, list) and layer and len(layer) == len(load[0]) for layer in load):
         raise ExamError(f"{place}: expert_load: expected for every layer a list of as many shares as experts")

@@ -81,7 +81,7 @@ def load_checkpoint(folder: Path, state: CheckpointState, model: DistributedData
     })
     _put_weights(model, loaded["model"])
     for index, part in enumerate(_parts(optimizer)):
-        with _StepsAside(part, state.step):
+        with _StepsAside(part, state.step - state.skipped_steps):
             part.load_parameter_state_from_fully_reshardable(loaded["optimizer"][index])
 
 

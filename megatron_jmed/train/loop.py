@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_jmed.config import RunConfig
 from megatron_jmed.corpus.manifest import code_version
 from megatron_jmed.corpus.tokens import TokenSet
-from megatron_jmed.data.pretrain import batches, blend_account, build_data
+from megatron_jmed.data.pretrain import batches, blend_account, build_data, train_batches
 from megatron_jmed.errors import TrainingError
 from megatron_jmed.model.build import build_data_parallel_model, whole_weights
 from megatron_jmed.parallel import World, device, start_groups, stop_groups
@@ -49,15 +49,17 @@ def train(config: RunConfig, world: World, token_sets: list[TokenSet], checkpoin
     eval_every = config.steps_of(config.budget.eval_every_tokens) if config.budget.eval_every_tokens and data.valid else 0
     monitor = Monitor(config, world, folder, step, checkpoint)
     stepper = Stepper(config, groups, model, optimizer, data.source_names)
-    train_batches = batches(config, data.train, groups, step, config.num_steps, device())
+    micro_batches = train_batches(config, data, groups, step, device())
 
     while step < config.num_steps:
         lr = learning_rate(config, step)
-        numbers = stepper.train(train_batches, lr, wants_stop=bool(stop_request.reason()))
+        wants_stop = bool(stop_request.reason())
+        is_skipped = config.data.is_skipped(step + 1)
+        numbers = stepper.skip(wants_stop) if is_skipped else stepper.train(micro_batches, lr, wants_stop)
         step += 1
         is_last = step == config.num_steps
         monitor.record_step(step, lr, numbers)
-        if not (math.isfinite(numbers.loss) and math.isfinite(numbers.grad_norm)):
+        if not is_skipped and not (math.isfinite(numbers.loss) and math.isfinite(numbers.grad_norm)):
             raise TrainingError(f"step {step} has loss {numbers.loss} and gradient norm {numbers.grad_norm}; it is not saved. "
                                 f"Start again from {folder.latest_checkpoint() or 'the beginning'}, with a lower optim.peak_lr")
         if eval_every and (step % eval_every == 0 or is_last):
@@ -85,4 +87,5 @@ def _state(config: RunConfig, world: World, step: int) -> CheckpointState:
         parallel=config.parallel,
         world_size=world.size,
         code_version=code_version(),
+        skipped_steps=config.data.num_skipped(step),
     )

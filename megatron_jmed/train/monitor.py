@@ -73,6 +73,9 @@ class Monitor:
         seconds = self._seconds_since_lap()
         if not self._is_writer:
             return
+        if numbers.is_skipped:
+            self._record_skip(step, lr)
+            return
         tokens_per_step = self._config.tokens_per_step
         rate = tokens_per_step / seconds
         self._write({
@@ -93,6 +96,11 @@ class Monitor:
             print(f"step {step}/{self._config.num_steps}  tokens {step * tokens_per_step:,}  loss {numbers.loss:.4f}  "
                   f"aux {numbers.aux_loss:.3f}  grad norm {numbers.grad_norm:.3f}  lr {lr:.2e}  {rate:,.0f} tokens/s  "
                   f"left {left}", flush=True)
+
+    def _record_skip(self, step: int, lr: float) -> None:
+        """A skipped step has no loss. `tokens` is where in the schedule the run is, as in every line."""
+        self._write({"step": step, "tokens": step * self._config.tokens_per_step, "lr": lr, "skipped": True})
+        print(f"step {step}/{self._config.num_steps}  skipped (data.skip_steps)", flush=True)
 
     def record_validation(self, step: int, numbers: StepNumbers) -> None:
         if self._is_writer:
@@ -122,7 +130,8 @@ class Monitor:
         else:
             self._folder.stopped.write_text(f"{step} {reason}\n", encoding="utf-8")
         self._folder.stop.unlink(missing_ok=True)
-        print(f"done: {step * self._config.tokens_per_step:,} tokens read" if is_done else
+        tokens_read = (step - self._config.data.num_skipped(step)) * self._config.tokens_per_step
+        print(f"done: {tokens_read:,} tokens read" if is_done else
               f"stopped at step {step} ({reason}); the same command goes on from there",
               flush=True)
 

@@ -3,6 +3,7 @@
 Legend: L layers, E experts, C sources of the blend.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +33,7 @@ class StepNumbers:
     expert_load: list[list[float]] = field(default_factory=list)
     grad_norm: float = 0.0
     is_stop_asked: bool = False
+    is_skipped: bool = False
 
 
 class ExpertCounter:
@@ -84,6 +86,11 @@ class Stepper:
         numbers = self._summed_over_ranks(results, wants_stop)
         numbers.grad_norm = float(grad_norm)
         return numbers
+
+    def skip(self, wants_stop: bool) -> StepNumbers:
+        """A step that reads and changes nothing. Collective over all ranks; any rank's `wants_stop` is all ranks'."""
+        is_stop_asked = self._summed_over_ranks([], wants_stop).is_stop_asked
+        return StepNumbers(loss=math.nan, loss_by_source={}, is_stop_asked=is_stop_asked, is_skipped=True)
 
     @torch.no_grad()
     def validate(self, batches: Iterator[Batch], num_steps: int) -> StepNumbers:
