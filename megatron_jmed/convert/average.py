@@ -44,9 +44,9 @@ class AveragedWeights:
         base = first.float()
         away = torch.zeros_like(base)
         for source, share in zip(self._sources[1:], self._shares[1:], strict=True):
-            away.add_(source.get(row, index).float().sub_(base), alpha=share)
+            away.add_(source.get(row, index).float() - base, alpha=share)
         # Where all agree, the first as it is: -0.0 + 0.0 would be 0.0.
-        return torch.where(away == 0, first, base.add_(away).to(first.dtype))
+        return torch.where(away == 0, first, (base + away).to(first.dtype))
 
 
 def average_checkpoints(folders: list[Path], target: Path, weights: list[float] | None = None,
