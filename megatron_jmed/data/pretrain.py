@@ -30,7 +30,6 @@ from megatron_jmed.data.batch import Batch, batch_from_sample
 from megatron_jmed.data.batch_hashes import BatchHashes
 from megatron_jmed.data.index_cache import whole_cache
 from megatron_jmed.data.sources import index_cache_of, num_sequences, split_of
-from megatron_jmed.data.sources import load_token_sets as load_token_sets
 from megatron_jmed.parallel import Groups
 from megatron_jmed.run_folder import RunFolder
 

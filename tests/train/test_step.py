@@ -168,3 +168,18 @@ def test_a_wish_to_stop_is_in_the_numbers(wants_stop, build):
 def test_same_weights_and_batches_give_the_same_numbers(build):
     first, second = (build()[1].train(forever(), lr=0.01, wants_stop=False) for _ in range(2))
     assert first == second
+
+
+@pytest.mark.parametrize("wants_stop", [False, True])
+def test_a_skipped_step_changes_nothing_but_hears_a_wish_to_stop(build, wants_stop):
+    model, stepper = build()
+    batches = forever()
+    stepper.train(batches, lr=0.01, wants_stop=False)
+    before = weights(model)
+    numbers = stepper.skip(wants_stop)
+    assert numbers.is_skipped and numbers.is_stop_asked == wants_stop and math.isnan(numbers.loss)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+    _, other = build()
+    batches = forever()
+    other.train(batches, lr=0.01, wants_stop=False)
+    assert stepper.train(forever(), lr=0.01, wants_stop=False).loss == other.train(forever(), lr=0.01, wants_stop=False).loss
