@@ -24,6 +24,7 @@ from megatron_jmed.corpus.manifest import code_version
 from megatron_jmed.errors import CheckpointError
 from megatron_jmed.run_folder import CheckpointState
 
+_ROWS_AT_ONCE = 1024  # so that what is computed in between takes no room
 # What decides neither a tensor nor what is computed from it: two runs may differ in it.
 _OF_THE_TRAINING = {"init_method_std", "aux_loss_coeff", "z_loss_coeff"}
 
@@ -40,13 +41,17 @@ class AveragedWeights:
         self.identity: dict[str, Any] = {"average": [source.identity for source in sources], "shares": shares}
 
     def get(self, row: Row, index: tuple[int, ...]) -> torch.Tensor:
-        first = self._sources[0].get(row, index)
-        base = first.float()
-        away = torch.zeros_like(base)
+        """The averaged slice; in memory at once are two slices and one in fp32."""
+        first = self._sources[0].get(row, index)  # memory of its own, so the average is put into it
+        away = torch.zeros(first.shape, dtype=torch.float32)
         for source, share in zip(self._sources[1:], self._shares[1:], strict=True):
-            away.add_(source.get(row, index).float() - base, alpha=share)
-        # Where all agree, the first as it is: -0.0 + 0.0 would be 0.0.
-        return torch.where(away == 0, first, (base + away).to(first.dtype))
+            other = source.get(row, index)
+            for part, ours, theirs in zip(*(tensor.split(_ROWS_AT_ONCE) for tensor in (away, first, other)), strict=True):
+                part.add_(theirs.float() - ours.float(), alpha=share)
+        for part, ours in zip(away.split(_ROWS_AT_ONCE), first.split(_ROWS_AT_ONCE), strict=True):
+            # Where all agree, the first as it is: -0.0 + 0.0 would be 0.0.
+            ours.copy_(torch.where(part == 0, ours, (ours.float() + part).to(ours.dtype)))
+        return first
 
 
 def average_checkpoints(folders: list[Path], target: Path, weights: list[float] | None = None,
@@ -62,7 +67,7 @@ def average_checkpoints(folders: list[Path], target: Path, weights: list[float] 
     step, tokens = max(steps)
     state = CheckpointState(step=step, tokens=tokens, model=averaged.model, has_optimizer=False, code_version=code_version(),
                             source=f"average: {averaged.name}")
-    # A worker holds its slices in fp32, whatever the checkpoints' format.
+    # Counted as if in fp32: what a worker holds of a bf16 slice is less than three times the room of it in fp32.
     write_checkpoint(target, averaged, state, workers or default_workers(averaged.model, torch.float32))
     return averaged.model
 

@@ -49,7 +49,8 @@ def exported(checkpoint: Path, target: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("weights", "shares"), [(None, (1 / 3, 1 / 3, 1 / 3)), ([1, 2, 1], (0.25, 0.5, 0.25)),
                                                  ([0.2, 0.3, 0.5], (0.2, 0.3, 0.5))])
-def test_average_is_that_computed_by_hand(weights, shares, checkpoints, tmp_path):
+def test_average_is_that_computed_by_hand(weights, shares, checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron_jmed.convert.average._ROWS_AT_ONCE", 7)
     folders, tensors = checkpoints(3)
     average_checkpoints(folders, tmp_path / "average", weights)
     found = exported(tmp_path / "average", tmp_path / "hf")
