@@ -11,6 +11,7 @@ the disk, and one rename of that folder makes it the cache. A cache whose files 
 that was cut short) is built anew.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -63,8 +64,15 @@ def whole_cache(folder: Path, made_for: dict[str, Any], build: Callable[[Path, b
 
 
 def find_cache(folder: Path, made_for: dict[str, Any]) -> Path | None:
-    """The whole cache made for this, be it by another version of Megatron-Core; None if there is none. Builds nothing."""
+    """The whole cache made for this; None if there is none. Builds nothing.
+
+    That of the installed Megatron-Core, else of any: the machine that asks may have another than the run, or none.
+    """
     made_for = json.loads(json.dumps(made_for))
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        ours = folder / cache_key({"megatron_core": metadata.version("megatron-core"), **made_for})
+        if is_whole(ours):
+            return ours
     for cache in sorted(path.parent for path in folder.glob(f"*/{LIST_NAME}") if ".partial-" not in path.parent.name):
         if is_whole(cache):
             listed = json.loads((cache / LIST_NAME).read_text(encoding="utf-8")).get("made_for", {})

@@ -251,8 +251,8 @@ def run(*arguments, code: int = 0) -> subprocess.CompletedProcess:
 def test_tool_answers_on_the_terminal_and_in_json(config_for, replayed, with_listings, tmp_path):
     config = config_for(12, "data.skip_steps=[4]")
     replay, _, _ = replayed(config)
-    path, answer = tmp_path / "config.json", tmp_path / "answer.json"
-    path.write_text(config.model_dump_json())
+    path, answer = tmp_path / "run", tmp_path / "answer.json"  # the run folder
+    (path / "config.json").write_text(config.model_dump_json())
 
     out = run(path, "--steps", 3, 4, "--json", answer).stdout
     steps = json.loads(answer.read_text())["steps"]
@@ -273,7 +273,7 @@ def test_tool_answers_on_the_terminal_and_in_json(config_for, replayed, with_lis
         assert place in found["places"] and found["id"] == document.id
         assert document.id in out and "step 4  sequence 0" in out and "skipped: not read" in out
 
-    out = run(path, "--read-until", "end", "--json", answer).stdout
+    out = run(path / "config.json", "--read-until", "end", "--json", answer).stdout
     assert json.loads(answer.read_text()) == read_account(replay, 12)
     assert f"{11 * BATCH * LENGTH:,}" in out and "language ja" in out and "12 (1 of them skipped)" in out
 
