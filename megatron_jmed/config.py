@@ -77,7 +77,8 @@ class OptimConfig(Section):
     peak_lr: float = Field(gt=0)
     min_lr: float = Field(ge=0)
     warmup_tokens: int = Field(0, ge=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field("cosine", description="wsd: constant, then 1-sqrt decay")
+    decay_tokens: int = Field(0, ge=0, description="wsd decays over the last so many tokens of the budget")
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.95, ge=0, lt=1)
     adam_eps: float = Field(1e-8, gt=0)
@@ -86,11 +87,12 @@ class OptimConfig(Section):
 
 
 class SourceConfig(Section):
-    """One token set of the blend; `weight` is its share of the samples drawn, relative to the other weights."""
+    """One token set of the blend; `weight` is its share of the samples drawn, relative to the other weights; of weight 0 it
+    is only validated, to see what the model forgets."""
 
     name: str
     path: str
-    weight: float = Field(gt=0)
+    weight: float = Field(ge=0)
     lang: str = ""
     num_tokens: int | None = Field(None, gt=0, description="declared size, for planning before the token set exists")
 
@@ -113,7 +115,10 @@ class BudgetConfig(Section):
     micro_batch_size: int = Field(1, gt=0)
     recompute: Literal["none", "selective", "full"] = "none"
     save_every_tokens: int = Field(gt=0)
-    keep_checkpoints: int = Field(3, gt=0)
+    keep_checkpoints: int = Field(3, gt=0, description="the last so many stay")
+    keep_every_tokens: int = Field(0, ge=0, description="a checkpoint at every multiple of this stays, too; 0: none")
+    weights_every_tokens: int = Field(0, ge=0, description="save the weights alone, which stay; 0: never")
+    async_save: bool = Field(True, description="write checkpoints while the training goes on")
     eval_every_tokens: int = Field(0, ge=0, description="0: never")
     eval_steps: int = Field(4, gt=0)
 
@@ -128,11 +133,13 @@ class LogConfig(Section):
 
 
 class RunConfig(Section):
-    """One run, whole. `init` is "random" or the folder of a checkpoint whose weights the run starts from."""
+    """One run, whole. `init` is "random" or the folder of a checkpoint whose weights the run starts from; with `init_moments`,
+    Adam's moments, too."""
 
     name: str
     run_folder: str
     init: str
+    init_moments: bool = False
     seed: int = 1234
     model: ModelConfig
     parallel: ParallelConfig = ParallelConfig()
@@ -292,6 +299,8 @@ def _bullets(where: str, found: list[str]) -> str:
 def problems(config: RunConfig, world_size: int | None = None) -> list[str]:
     """Everything in `config` that cannot work, as sentences; with `world_size`, also what does not fit that many ranks."""
     found = _model_problems(config) + _budget_problems(config) + _data_problems(config) + _precision_problems(config)
+    if config.init_moments and config.init == RANDOM_INIT:
+        found.append('init_moments=true needs init="CHECKPOINT" of a run; random weights have no moments')
     return found + ([] if world_size is None else _world_problems(config, world_size))
 
 
@@ -364,13 +373,22 @@ def _budget_problems(config: RunConfig) -> list[str]:
     if optim.warmup_tokens >= budget.total_tokens:
         found.append(f"optim.warmup_tokens={optim.warmup_tokens} leaves nothing of budget.total_tokens="
                      f"{budget.total_tokens}")
+    if (optim.schedule == "wsd") != (optim.decay_tokens > 0):
+        found.append(f'optim.decay_tokens={optim.decay_tokens} with optim.schedule="{optim.schedule}": "wsd", and no other, needs '
+                     "the number of tokens over which it decays")
+    if optim.warmup_tokens + optim.decay_tokens > budget.total_tokens:
+        found.append(f"optim.warmup_tokens + optim.decay_tokens = {optim.warmup_tokens + optim.decay_tokens} is more than "
+                     f"budget.total_tokens={budget.total_tokens}")
     return found
 
 
 def _data_problems(config: RunConfig) -> list[str]:
     names = [source.name for source in config.data.blend]
     twice = sorted({name for name in names if names.count(name) > 1})
-    return [f"data.blend: the name {name!r} is used twice; every source needs its own" for name in twice]
+    found = [f"data.blend: the name {name!r} is used twice; every source needs its own" for name in twice]
+    if names and not any(source.weight for source in config.data.blend):
+        found.append("data.blend: every weight is 0; give at least one source a positive weight")
+    return found
 
 
 def _precision_problems(config: RunConfig) -> list[str]:

@@ -33,7 +33,7 @@ def main() -> None:
         return
     from megatron_jmed.train.loop import train
 
-    train(config, world, token_sets, checkpoint, state)
+    train(config, world, token_sets, checkpoint)
 
 
 def _arguments() -> argparse.Namespace:

@@ -10,13 +10,12 @@ distributed optimizer for its tensors directly. No random number is drawn while 
 the random state is not part of a checkpoint.
 """
 
-import queue
+import uuid
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -26,34 +25,25 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_jmed.errors import CheckpointError
 from megatron_jmed.parallel import Groups
-from megatron_jmed.run_folder import CheckpointState, begin_checkpoint, finish_checkpoint
+from megatron_jmed.run_folder import CheckpointState
+from megatron_jmed.train.writer import PendingSave
+
+
+def begin_save(folder: Path, state: CheckpointState, model: DistributedDataParallel, optimizer: ChainedOptimizer | None,
+               groups: Groups) -> PendingSave:
+    """Begin to write everything a resume needs, or (without an optimizer) the weights. Collective over all ranks."""
+    name = [f"partial_{folder.name}_{uuid.uuid4().hex[:8]}"]
+    torch.distributed.broadcast_object_list(name, src=0)
+    content: dict[str, Any] = {"model": _sharded_model(model, groups)}
+    if optimizer:
+        content["optimizer"] = _sharded_optimizer(optimizer, content["model"], groups, is_loading=False)
+    return PendingSave(folder, folder.with_name(name[0]), state, content)
 
 
 def save_checkpoint(folder: Path, state: CheckpointState, model: DistributedDataParallel, optimizer: ChainedOptimizer,
                     groups: Groups) -> None:
-    """Write everything a resume needs. Collective over all ranks; the folder is whole only after the last line."""
-    is_rank_zero = torch.distributed.get_rank() == 0
-    if is_rank_zero:
-        begin_checkpoint(folder)
-    torch.distributed.barrier()
-    sharded_model = _sharded_model(model, groups)
-    _write_without_manager_process()
-    content = {"model": sharded_model, "optimizer": _sharded_optimizer(optimizer, sharded_model, groups, is_loading=False)}
-    dist_checkpointing.save(content, str(folder), content_metadata={"tokens": state.tokens})
-    torch.distributed.barrier()
-    if is_rank_zero:
-        finish_checkpoint(folder, state)
-    torch.distributed.barrier()
-
-
-def _write_without_manager_process() -> None:
-    """Give Megatron-Core's writer (0.16.1) a queue of this process for its results.
-
-    By itself it spawns a manager process for one, which only asynchronous saves need. That process imports `__main__`
-    and torch again, and has no signal handlers: Slurm's SIGTERM to the step would kill it, and fail the save that was to
-    rescue the run.
-    """
-    filesystem_async._results_queue = queue.Queue()
+    """Write everything a resume needs, and wait for it. Collective over all ranks."""
+    begin_save(folder, state, model, optimizer, groups).finish()
 
 
 def load_model(folder: Path, model: torch.nn.Module, groups: Groups) -> None:
@@ -83,6 +73,16 @@ def load_checkpoint(folder: Path, state: CheckpointState, model: DistributedData
     for index, part in enumerate(_parts(optimizer)):
         with _StepsAside(part, state.step):
             part.load_parameter_state_from_fully_reshardable(loaded["optimizer"][index])
+    _check_masters(optimizer)
+
+
+def _check_masters(optimizer: ChainedOptimizer) -> None:
+    """CheckpointError if a rounded master is not its weight: the two would drift apart from the first step on."""
+    for part in _parts(optimizer):
+        for weights, masters in zip(part.shard_float16_groups, part.shard_fp32_from_float16_groups, strict=True):
+            for weight, master in zip(weights, masters, strict=True):
+                if not torch.equal(weight, master.to(weight.dtype)):
+                    raise CheckpointError("the fp32 masters of the checkpoint are not those of its weights; it is damaged")
 
 
 def _load(folder: Path, content: dict[str, Any]) -> dict[str, Any]:

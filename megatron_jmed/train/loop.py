@@ -8,21 +8,20 @@ import math
 from pathlib import Path
 
 from megatron_jmed.config import RunConfig
-from megatron_jmed.corpus.manifest import code_version
 from megatron_jmed.corpus.tokens import TokenSet
 from megatron_jmed.data.pretrain import batches, blend_account, build_data
 from megatron_jmed.errors import TrainingError
 from megatron_jmed.model.build import build_data_parallel_model, whole_weights
 from megatron_jmed.parallel import World, device, start_groups, stop_groups
-from megatron_jmed.run_folder import CheckpointState, RunFolder, remove_checkpoint, write_json
-from megatron_jmed.train.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from megatron_jmed.run_folder import RunFolder
+from megatron_jmed.train.beginning import restore
 from megatron_jmed.train.monitor import Monitor, StopRequest
 from megatron_jmed.train.optimizer import build_optimizer, learning_rate
+from megatron_jmed.train.saver import Saver
 from megatron_jmed.train.step import Stepper
 
 
-def train(config: RunConfig, world: World, token_sets: list[TokenSet], checkpoint: Path | None,
-          state: CheckpointState | None) -> None:
+def train(config: RunConfig, world: World, token_sets: list[TokenSet], checkpoint: Path | None) -> None:
     """Train until the token budget is read or somebody asks to stop. Collective over all ranks."""
     folder = RunFolder(config.run_folder)
     stop_request = StopRequest(folder, world)
@@ -31,23 +30,12 @@ def train(config: RunConfig, world: World, token_sets: list[TokenSet], checkpoin
     model = build_data_parallel_model(config, groups)
     optimizer = build_optimizer(config, model, groups)
 
-    step = 0
-    if checkpoint and checkpoint.parent == folder.checkpoints:
-        load_checkpoint(checkpoint, state, model, optimizer, groups)
-        step = state.step
-    elif checkpoint:
-        load_weights(checkpoint, model, optimizer, groups)
-
-    def save(step: int) -> None:
-        save_checkpoint(folder.checkpoint(step), _state(config, world, step), model, optimizer, groups)
-        if world.rank == 0:
-            write_json(folder.blend, blend_account(config, token_sets, data, step))
-            for old in folder.whole_checkpoints()[:-config.budget.keep_checkpoints]:
-                remove_checkpoint(old)
-
-    save_every = config.steps_of(config.budget.save_every_tokens)
+    beginning = restore(config, world, checkpoint, model, optimizer, groups)
+    step = beginning.step
+    monitor = Monitor(config, world, folder, beginning)
+    saver = Saver(config, world, model, optimizer, groups, monitor,
+                  lambda saved: blend_account(config, token_sets, data, saved))
     eval_every = config.steps_of(config.budget.eval_every_tokens) if config.budget.eval_every_tokens and data.valid else 0
-    monitor = Monitor(config, world, folder, step, checkpoint)
     stepper = Stepper(config, groups, model, optimizer, data.source_names)
     train_batches = batches(config, data.train, groups, step, config.num_steps, device())
 
@@ -58,16 +46,14 @@ def train(config: RunConfig, world: World, token_sets: list[TokenSet], checkpoin
         is_last = step == config.num_steps
         monitor.record_step(step, lr, numbers)
         if not (math.isfinite(numbers.loss) and math.isfinite(numbers.grad_norm)):
+            saver.finish()
             raise TrainingError(f"step {step} has loss {numbers.loss} and gradient norm {numbers.grad_norm}; it is not saved. "
                                 f"Start again from {folder.latest_checkpoint() or 'the beginning'}, with a lower optim.peak_lr")
         if eval_every and (step % eval_every == 0 or is_last):
             valid_batches = batches(config, data.valid, groups, 0, config.budget.eval_steps, device())
             with whole_weights(model):
                 monitor.record_validation(step, stepper.validate(valid_batches, config.budget.eval_steps))
-        if step % save_every == 0 or is_last or numbers.is_stop_asked:
-            with whole_weights(model):
-                save(step)
-            monitor.restart_clock()
+        saver.save_what_is_due(step, is_last or numbers.is_stop_asked)
         if numbers.is_stop_asked:
             break
 
@@ -75,14 +61,3 @@ def train(config: RunConfig, world: World, token_sets: list[TokenSet], checkpoin
     stop_request.ignore_from_now_on()
     stop_groups()
 
-
-def _state(config: RunConfig, world: World, step: int) -> CheckpointState:
-    return CheckpointState(
-        step=step,
-        tokens=step * config.tokens_per_step,
-        model=config.model,
-        has_optimizer=True,
-        parallel=config.parallel,
-        world_size=world.size,
-        code_version=code_version(),
-    )

@@ -9,6 +9,7 @@ import math
 import platform
 import signal
 import time
+import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ from megatron_jmed.config import RunConfig, save_config
 from megatron_jmed.corpus.manifest import code_version
 from megatron_jmed.parallel import World
 from megatron_jmed.run_folder import RunFolder, write_json
+from megatron_jmed.train.beginning import Beginning
 from megatron_jmed.train.estimate import flops_a_token
 from megatron_jmed.train.step import StepNumbers
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class StopRequest:
-    """Has somebody asked this process to save and end? A signal (TERM, USR1, Ctrl-C) or the file RUN/stop."""
+    """Has somebody asked this process to save and end? A signal (TERM, USR1, USR2, Ctrl-C) or the file RUN/stop."""
 
     def __init__(self, folder: RunFolder, world: World):
         self._file = folder.stop if world.rank == 0 else None  # one rank asks the shared disk, and tells the others
@@ -50,7 +52,7 @@ class StopRequest:
 class Monitor:
     """Writes the numbers of each step to the run folder."""
 
-    def __init__(self, config: RunConfig, world: World, folder: RunFolder, step: int, checkpoint: Path | None):
+    def __init__(self, config: RunConfig, world: World, folder: RunFolder, beginning: Beginning):
         self._config, self._world, self._folder = config, world, folder
         self._is_writer = world.rank == 0
         self._flops_a_step = flops_a_token(config) * config.tokens_per_step
@@ -61,12 +63,12 @@ class Monitor:
         for marker in (folder.stopped, folder.done):
             marker.unlink(missing_ok=True)
         save_config(config, folder.config)
-        _append_start(folder, world, config, step)
-        _drop_records_after(folder.metrics, step)
+        _append_start(folder, world, config, beginning.step)
+        _drop_records_after(folder.metrics, beginning.step)
         self._metrics = open(folder.metrics, "a", encoding="utf-8", buffering=1)
-        self._tensorboard = _open_tensorboard(folder) if config.log.tensorboard else None
+        self._tensorboard = _open_tensorboard(config, folder, beginning.step) if config.log.tensorboard else None
         self._wandb = _open_wandb(config, folder) if config.log.wandb_project else None
-        print(_first_line(config, world, step, checkpoint), flush=True)
+        print(_first_line(config, world), *beginning.contract, sep="\n", flush=True)
 
     def record_step(self, step: int, lr: float, numbers: StepNumbers) -> None:
         """One line of metrics, and one on the terminal every `log.every_steps`."""
@@ -95,11 +97,23 @@ class Monitor:
                   f"left {left}", flush=True)
 
     def record_validation(self, step: int, numbers: StepNumbers) -> None:
+        """One line of metrics: the loss of every source, and of all in the blend's proportions."""
+        if self._is_writer:
+            by_source = numbers.loss_by_source
+            weights = {source.name: source.weight for source in self._config.data.blend if source.name in by_source}
+            blended = math.fsum(weights[name] * by_source[name] for name in weights) / math.fsum(weights.values())
+            self._write({"step": step, "tokens": step * self._config.tokens_per_step,
+                         "valid_loss": {"all": blended, **by_source}})
+            details = "  ".join(f"{name} {loss:.4f}" for name, loss in by_source.items())
+            print(f"step {step}/{self._config.num_steps}  validation loss {blended:.4f}  ({details})", flush=True)
+        self.restart_clock()
+
+    def record_save(self, step: int, target: Path, stall_seconds: float, seconds: float) -> None:
+        """One line of metrics about a checkpoint that is whole: how long the loop waited, and how long it took."""
         if self._is_writer:
             self._write({"step": step, "tokens": step * self._config.tokens_per_step,
-                         "valid_loss": {"all": numbers.loss, **numbers.loss_by_source}})
-            print(f"step {step}/{self._config.num_steps}  validation loss {numbers.loss:.4f}", flush=True)
-        self.restart_clock()
+                         "save": {"stall_seconds": stall_seconds, "seconds": seconds}})
+            print(f"saved {target}  ({seconds:.1f} s, of which the training waited {stall_seconds:.1f} s)", flush=True)
 
     def restart_clock(self) -> None:
         """Validating and saving are not part of a step's time."""
@@ -143,8 +157,9 @@ class Monitor:
 
 def _append_start(folder: RunFolder, world: World, config: RunConfig, step: int) -> None:
     """RUN/run.json: one entry each time the run was started, with what started it."""
-    starts = json.loads(folder.run.read_text(encoding="utf-8"))["starts"] if folder.run.exists() else []
-    starts.append({
+    content = json.loads(folder.run.read_text(encoding="utf-8")) if folder.run.exists() else {"starts": []}
+    content.setdefault("wandb_id", uuid.uuid4().hex[:12])
+    content["starts"].append({
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
         "code_version": code_version(),
@@ -152,13 +167,11 @@ def _append_start(folder: RunFolder, world: World, config: RunConfig, step: int)
         "layout": " ".join(f"{name}{getattr(config.parallel, name)}" for name in ("tp", "pp", "ep", "etp", "cp")),
         "host": platform.node(),
     })
-    write_json(folder.run, {"starts": starts})
+    write_json(folder.run, content)
 
 
-def _first_line(config: RunConfig, world: World, step: int, checkpoint: Path | None) -> str:
-    beginning = f"from {checkpoint}" if checkpoint else "from random weights"
-    what = f"resuming at step {step} {beginning}: weights, optimizer, data position" if step else f"beginning {beginning}"
-    return (f"{config.name}: {what}; {config.num_steps} steps of {config.tokens_per_step:,} tokens on {world.size} rank(s), "
+def _first_line(config: RunConfig, world: World) -> str:
+    return (f"{config.name}: {config.num_steps} steps of {config.tokens_per_step:,} tokens on {world.size} rank(s), "
             f"run folder {config.run_folder}")
 
 
@@ -184,16 +197,20 @@ def _drop_records_after(path: Path, step: int) -> None:
     partial.replace(path)
 
 
-def _open_tensorboard(folder: RunFolder):
+def _open_tensorboard(config: RunConfig, folder: RunFolder, step: int):
+    """TensorBoard's writer; what a run that ended badly wrote after `step` is taken back, so that the curve stays one."""
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder.path / "tensorboard"))
+    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=step * config.tokens_per_step + 1 if step else None)
 
 
 def _open_wandb(config: RunConfig, folder: RunFolder):
+    """wandb's run of this run folder: the same one at every start, so that the curve stays one."""
     import wandb
 
     return wandb.init(
+        id=json.loads(folder.run.read_text(encoding="utf-8"))["wandb_id"],
+        resume="allow",
         project=config.log.wandb_project,
         name=config.name,
         dir=str(folder.path),

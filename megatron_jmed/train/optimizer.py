@@ -37,17 +37,21 @@ def build_optimizer(config: RunConfig, model: DistributedDataParallel, groups: G
 def learning_rate(config: RunConfig, step: int) -> float:
     """The rate of step `step` (counted from 0): linear warm-up from 0 to the peak, then decay to the minimum.
 
-    Taken at the tokens that the step ends with, so that the first step of a warm-up already learns.
+    Taken at the tokens that the step ends with, so that the first step of a warm-up already learns. "wsd" stays at the peak and
+    decays over the last `decay_tokens` by 1 - sqrt(progress) (Haegele et al. 2024, arXiv 2405.18392): until then it does not
+    know the horizon, which may still be extended.
     """
     optim, tokens = config.optim, (step + 1) * config.tokens_per_step
     if tokens < optim.warmup_tokens:
         return optim.peak_lr * tokens / optim.warmup_tokens
-    decay_tokens = config.num_steps * config.tokens_per_step - optim.warmup_tokens
-    progress = min(1.0, (tokens - optim.warmup_tokens) / max(1, decay_tokens))
+    end = config.num_steps * config.tokens_per_step
+    begin = end - optim.decay_tokens if optim.schedule == "wsd" else optim.warmup_tokens
+    progress = min(1.0, max(0, tokens - begin) / max(1, end - begin))
     remaining = {
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
         "linear": 1 - progress,
         "constant": 1.0,
+        "wsd": 1 - math.sqrt(progress),
     }[optim.schedule]
     return optim.min_lr + (optim.peak_lr - optim.min_lr) * remaining
 

@@ -81,6 +81,24 @@ def test_resumed_batches_are_those_of_the_uninterrupted_run(config_for, read):
         assert torch.equal(ours.tokens_BS, theirs.tokens_BS) and torch.equal(ours.source_B, theirs.source_B)
 
 
+def test_a_longer_horizon_begins_with_the_sequences_of_the_shorter(config_for, read):
+    """Also where the longer one reads more epochs of a source: the texts hold some 40 steps."""
+    short = read(config_for(2, 1), stop=STEPS)[2]
+    config = config_for(2, 1, f"budget.total_tokens={32 * BATCH * 200}")
+    _, data, long = read(config, stop=STEPS)
+    assert len(data.train.sources[0].epochs) > 1
+    for ours, theirs in zip(short, long, strict=True):
+        assert torch.equal(ours.tokens_BS, theirs.tokens_BS) and torch.equal(ours.source_B, theirs.source_B)
+
+
+def test_every_epoch_reads_the_same_documents_in_another_order(config_for, read):
+    _, data, _ = read(config_for(1, 0, f"budget.total_tokens={32 * BATCH * 200}"), stop=1)
+    first, second, *_ = data.train.sources[0].epochs
+    assert sorted(first.document_index) == sorted(second.document_index)
+    assert not np.array_equal(first.document_index, second.document_index)
+    assert not np.array_equal(first.shuffle_index, second.shuffle_index)
+
+
 def test_another_seed_reads_another_order(config_for, read):
     first, second = (read(config_for(1, 1, f"seed={seed}"))[2] for seed in (1, 2))
     assert not all(torch.equal(a.tokens_BS, b.tokens_BS) for a, b in zip(first, second, strict=True))
@@ -125,11 +143,26 @@ def test_validation_sequences_are_of_documents_that_training_never_reads(config_
     _, data, _ = read(config, stop=1)
 
     def documents(blended) -> list[set[int]]:
-        return [set(source.document_index.tolist()) for source in blended.datasets]
+        return [{d for epoch in source.epochs for d in epoch.document_index.tolist()} for source in blended.sources]
 
     for train, valid in zip(documents(data.train), documents(data.valid), strict=True):
         assert train and valid and not train & valid
     assert len(data.valid) >= config.budget.eval_steps * BATCH
+
+
+def test_validation_reads_every_source_alike_whatever_its_weight(config_for, read):
+    _, data, _ = read(config_for(9, 1, "data.valid_ratio=0.1"), stop=1)
+    assert np.bincount(data.valid.dataset_index).tolist() == [BATCH, BATCH]
+
+
+def test_source_of_weight_0_is_only_validated(config_for, read, small_config, token_folder):
+    tokens = token_folder / "runs/tiny/tokens"
+    config = small_config(*SMALL, f'data.blend=[{{name="ja", path="{tokens / "texts_ja"}", weight=0}}, '
+                                  f'{{name="en", path="{tokens / "texts_en"}", weight=1}}]')
+    token_sets, data, found = read(config)
+    assert torch.cat([batch.source_B for batch in found]).eq(1).all()
+    assert np.bincount(data.valid.dataset_index).tolist() == [BATCH, BATCH]
+    assert [s["consumed_tokens"] for s in blend_account(config, token_sets, data, 3)["sources"]] == [0, 3 * BATCH * 32]
 
 
 def test_no_validation_share_gives_no_validation_data(config_for, read):
@@ -164,7 +197,7 @@ def test_epochs_in_the_account_count_the_training_part_as_one(config_for, read):
     config = config_for(1, 0, "data.valid_ratio=0.1", f"budget.total_tokens={32 * BATCH * 200}")
     token_sets, data, _ = read(config, stop=1)
     (source,) = blend_account(config, token_sets, data, config.num_steps)["sources"]
-    sequences_an_epoch = data.train.datasets[0]._get_num_tokens_per_epoch() / 32
+    sequences_an_epoch = data.train.sources[0].num_sequences
     assert source["epochs"] == pytest.approx(200 * BATCH / sequences_an_epoch, rel=0.02)
     assert source["epochs"] > 1
 

@@ -33,7 +33,8 @@ def main() -> None:
         if source:
             resave(Path(source), Path(target), config, world)
             continue
-        train(config, world, *check_before_start(config, world.size))
+        token_sets, checkpoint, _ = check_before_start(config, world.size)
+        train(config, world, token_sets, checkpoint)
 
 
 def free_port(number: int, is_mine: bool) -> str:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from megatron_jmed.config import load_config
+from megatron_jmed.errors import ConfigError
 from megatron_jmed.model.build import build_data_parallel_model
 from megatron_jmed.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 
@@ -31,6 +32,27 @@ def test_rate_falls_at_every_step_to_the_minimum_at_the_last(schedule):
     found = rates(f"optim.schedule={schedule}")[WARMUP - 1:]
     assert all(later < earlier for earlier, later in itertools.pairwise(found))
     assert found[-1] == pytest.approx(3e-4, rel=1e-9)
+
+
+def test_wsd_stays_at_the_peak_and_falls_by_the_root_over_its_last_tokens():
+    decay = 40
+    found = rates("optim.schedule=wsd", f"optim.decay_tokens={decay * 2048}")
+    assert set(found[WARMUP - 1: STEPS - decay]) == {3e-3}
+    assert found[STEPS - decay + decay // 4 - 1] == pytest.approx(3e-4 + (3e-3 - 3e-4) * 0.5)  # a quarter of the way: 1 - sqrt(1/4)
+    assert found[-1] == pytest.approx(3e-4)
+
+
+def test_wsd_does_not_know_its_horizon_before_it_decays():
+    config = load_config("tiny", ["optim.schedule=wsd", f"optim.decay_tokens={40 * 2048}"])
+    longer = load_config("tiny", ["optim.schedule=wsd", f"optim.decay_tokens={40 * 2048}", f"budget.total_tokens={200 * 2048}"])
+    assert [learning_rate(config, step) for step in range(80)] == [learning_rate(longer, step) for step in range(80)]
+
+
+@pytest.mark.parametrize("changes", [("optim.schedule=wsd",), ("optim.decay_tokens=2048",),
+                                     ("optim.schedule=wsd", f"optim.decay_tokens={119 * 2048}")])
+def test_wsd_needs_its_decay_and_it_must_fit(changes):
+    with pytest.raises(ConfigError, match=r"optim\..*decay_tokens"):
+        load_config("tiny", list(changes))
 
 
 def test_half_way_down_is_the_middle_of_peak_and_minimum():
