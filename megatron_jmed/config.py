@@ -130,6 +130,40 @@ class LogConfig(Section):
     wandb_project: str = Field("", description="empty: no wandb")
     wandb_mode: Literal["online", "offline"] = "offline"
     tensorboard: bool = False
+    live: bool = Field(False, description="redraw one view in place where the output is a terminal; else lines, as always")
+
+
+class WatchConfig(Section):
+    """When a run is taken for stuck or sick, and what is done about it; the rules are in train/watch.py and train/alarms.py.
+
+    An action: off, warn (say it and write it down), save (a checkpoint after the next step), stop (the same, then end),
+    skip_step (the gradients are not applied).
+    """
+
+    heartbeat_seconds: float = Field(10, gt=0, description="how often each rank writes its small heartbeat file")
+    stall_seconds: float = Field(600, gt=0, description="longest time without a new micro-batch, in training and validation")
+    start_seconds: float = Field(3600, gt=0, description="the same until the end of the first step: groups, data index, loading")
+    save_seconds: float = Field(1800, gt=0, description="the same while saving, and at the end of the run")
+    stop_on_stall: bool = Field(True, description="end the process; false: say it, write the stacks, and wait on")
+
+    window_steps: int = Field(128, ge=16, description="how many steps before this one count as normal")
+    min_steps: int = Field(32, ge=8, description="with fewer steps than this there is no alarm but that of numbers not finite")
+    quiet_steps: int = Field(100, gt=0, description="the same alarm is not raised again within so many steps")
+    max_skipped_steps: int = Field(5, gt=0, description="more updates skipped in a row end the run with an error")
+
+    non_finite: Literal["stop", "skip_step"] = Field("stop", description="stop: an error, and nothing is saved")
+    loss_spike: Literal["off", "warn", "save", "stop"] = "warn"
+    loss_spike_sigmas: float = Field(6, gt=0)
+    loss_spike_steps: int = Field(3, gt=0, description="so many steps in a row")
+    grad_norm_spike: Literal["off", "warn", "save", "stop", "skip_step"] = "warn"
+    grad_norm_spike_sigmas: float = Field(6, gt=0)
+    dead_expert: Literal["off", "warn", "save", "stop"] = "warn"
+    dead_expert_ratio: float = Field(0.1, ge=0, lt=1, description="of an equal share of the tokens")
+    overloaded_expert: Literal["off", "warn", "save", "stop"] = "warn"
+    overloaded_expert_ratio: float = Field(3, gt=1, description="of an equal share of the tokens")
+    slow: Literal["off", "warn", "save", "stop"] = "warn"
+    slow_ratio: float = Field(0.7, gt=0, lt=1, description="of the usual speed")
+    slow_steps: int = Field(10, gt=0)
 
 
 class RunConfig(Section):
@@ -148,6 +182,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     budget: BudgetConfig
     log: LogConfig = LogConfig()
+    watch: WatchConfig = WatchConfig()
 
     @property
     def tokens_per_step(self) -> int:

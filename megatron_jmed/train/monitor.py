@@ -8,6 +8,7 @@ import json
 import math
 import platform
 import signal
+import sys
 import time
 import uuid
 from datetime import UTC, datetime
@@ -18,8 +19,10 @@ from megatron_jmed.config import RunConfig, save_config
 from megatron_jmed.corpus.manifest import code_version
 from megatron_jmed.parallel import World
 from megatron_jmed.run_folder import RunFolder, write_json
+from megatron_jmed.train.alarms import Alarm, Record, check, recent
 from megatron_jmed.train.beginning import Beginning
 from megatron_jmed.train.estimate import flops_a_token
+from megatron_jmed.train.screen import Screen
 from megatron_jmed.train.step import StepNumbers
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
@@ -30,7 +33,7 @@ class StopRequest:
 
     def __init__(self, folder: RunFolder, world: World):
         self._file = folder.stop if world.rank == 0 else None  # one rank asks the shared disk, and tells the others
-        self._signal = ""
+        self._signal, self.is_alarm = "", False
         for number in _STOP_SIGNALS:
             signal.signal(number, self._remember)
 
@@ -42,6 +45,12 @@ class StopRequest:
         if self._signal:
             return self._signal
         return "stop file" if self._file and self._file.exists() else ""
+
+    def note_alarms(self, alarms: list[Alarm]) -> None:
+        """An alarm whose action is to stop is a request, too, unless somebody else has asked."""
+        for alarm in alarms:
+            if alarm.action == "stop" and not self.reason():
+                self._signal, self.is_alarm = f"alarm {alarm.name} at step {alarm.step}", True
 
     def ignore_from_now_on(self) -> None:
         """While Python shuts down it resets handlers to the deadly default; a late signal must not fail a saved run."""
@@ -55,6 +64,7 @@ class Monitor:
     def __init__(self, config: RunConfig, world: World, folder: RunFolder, beginning: Beginning):
         self._config, self._world, self._folder = config, world, folder
         self._is_writer = world.rank == 0
+        self.history = recent([], config.watch)  # on rank 0: what alarms are raised from
         self._flops_a_step = flops_a_token(config) * config.tokens_per_step
         self.restart_clock()
         if not self._is_writer:
@@ -65,19 +75,21 @@ class Monitor:
         save_config(config, folder.config)
         _append_start(folder, world, config, beginning.step)
         _drop_records_after(folder.metrics, beginning.step)
+        self.history.extend(recent(_records(folder.metrics), config.watch))
+        self._screen = Screen(config, sys.stdout)
         self._metrics = open(folder.metrics, "a", encoding="utf-8", buffering=1)
         self._tensorboard = _open_tensorboard(config, folder, beginning.step) if config.log.tensorboard else None
         self._wandb = _open_wandb(config, folder) if config.log.wandb_project else None
         print(_first_line(config, world), *beginning.contract, sep="\n", flush=True)
 
-    def record_step(self, step: int, lr: float, numbers: StepNumbers) -> None:
-        """One line of metrics, and one on the terminal every `log.every_steps`."""
+    def record_step(self, step: int, lr: float, numbers: StepNumbers) -> list[Alarm]:
+        """One line of metrics, and one on the terminal every `log.every_steps`; the same for each alarm that the step raises."""
         seconds = self._seconds_since_lap()
         if not self._is_writer:
-            return
+            return []
         tokens_per_step = self._config.tokens_per_step
         rate = tokens_per_step / seconds
-        self._write({
+        record = {
             "step": step,
             "tokens": step * tokens_per_step,
             "loss": numbers.loss,
@@ -89,12 +101,24 @@ class Monitor:
             "tflops_per_second_per_gpu": self._flops_a_step / seconds / self._world.size / 1e12,
             "loss_by_source": numbers.loss_by_source,
             "expert_load": numbers.expert_load,
-        })
-        if step % self._config.log.every_steps == 0 or step == self._config.num_steps:
-            left = _clock((self._config.num_steps - step) * seconds)
+        } | ({"skipped_in_a_row": numbers.skipped_in_a_row} if numbers.skipped_in_a_row else {})
+        self._write(record)
+        self.history.append(record)
+        left = _clock((self._config.num_steps - step) * seconds)
+        if self._screen.is_live:
+            self._screen.show(record, left)
+        elif step % self._config.log.every_steps == 0 or step == self._config.num_steps:
             print(f"step {step}/{self._config.num_steps}  tokens {step * tokens_per_step:,}  loss {numbers.loss:.4f}  "
                   f"aux {numbers.aux_loss:.3f}  grad norm {numbers.grad_norm:.3f}  lr {lr:.2e}  {rate:,.0f} tokens/s  "
                   f"left {left}", flush=True)
+        return [self._raise(alarm) for alarm in check(self.history, self._config.watch)]
+
+    def _raise(self, alarm: Alarm) -> Alarm:
+        record = {"step": alarm.step, "tokens": alarm.step * self._config.tokens_per_step, "alarm": alarm._asdict()}
+        self._write(record)
+        self.history.append(record)
+        self._screen.say(f"ALARM {alarm.name} ({alarm.action}) at step {alarm.step}: {alarm.sentence}", alarm=alarm.name)
+        return alarm
 
     def record_validation(self, step: int, numbers: StepNumbers) -> None:
         """One line of metrics: the loss of every source, and of all in the blend's proportions."""
@@ -105,7 +129,7 @@ class Monitor:
             self._write({"step": step, "tokens": step * self._config.tokens_per_step,
                          "valid_loss": {"all": blended, **by_source}})
             details = "  ".join(f"{name} {loss:.4f}" for name, loss in by_source.items())
-            print(f"step {step}/{self._config.num_steps}  validation loss {blended:.4f}  ({details})", flush=True)
+            self._screen.say(f"step {step}/{self._config.num_steps}  validation loss {blended:.4f}  ({details})")
         self.restart_clock()
 
     def record_save(self, step: int, target: Path, stall_seconds: float, seconds: float) -> None:
@@ -113,7 +137,7 @@ class Monitor:
         if self._is_writer:
             self._write({"step": step, "tokens": step * self._config.tokens_per_step,
                          "save": {"stall_seconds": stall_seconds, "seconds": seconds}})
-            print(f"saved {target}  ({seconds:.1f} s, of which the training waited {stall_seconds:.1f} s)", flush=True)
+            self._screen.say(f"saved {target}  ({seconds:.1f} s, of which the training waited {stall_seconds:.1f} s)")
 
     def restart_clock(self) -> None:
         """Validating and saving are not part of a step's time."""
@@ -173,6 +197,10 @@ def _append_start(folder: RunFolder, world: World, config: RunConfig, step: int)
 def _first_line(config: RunConfig, world: World) -> str:
     return (f"{config.name}: {config.num_steps} steps of {config.tokens_per_step:,} tokens on {world.size} rank(s), "
             f"run folder {config.run_folder}")
+
+
+def _records(path: Path) -> list[Record]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def _drop_records_after(path: Path, step: int) -> None:

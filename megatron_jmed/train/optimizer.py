@@ -5,8 +5,10 @@ Norm weights (one-dimensional parameters) are not decayed. Masters and moments a
 
 import math
 
+import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.optimizer.optimizer_config import OptimizerConfig
 
@@ -61,3 +63,41 @@ def set_learning_rate(optimizer: ChainedOptimizer, optim: OptimConfig, lr: float
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_mult"]
         group["weight_decay"] = optim.weight_decay * group["wd_mult"]
+
+
+def ready_grad_norm(optimizer: ChainedOptimizer) -> float:
+    """Bring the gradients to the masters; their norm over the whole model. Collective over all ranks.
+
+    With `apply_grads` this is `ChainedOptimizer.step` of Megatron-Core 0.16.1, cut where it can be decided not to go on. (Its
+    own way to skip, `found_inf`, is tied to a loss scale, which only fp16 has.)
+    """
+    has_overflow = optimizer.prepare_grads()
+    assert not has_overflow, "only a loss scale looks for overflows"
+    return float(optimizer.get_grad_norm())
+
+
+def apply_grads(optimizer: ChainedOptimizer, grad_norm: float) -> None:
+    """Clip to `optim.clip_grad` and update. Collective over the data-parallel ranks, which gather the new weights."""
+    for part in optimizer.chained_optimizers:
+        if not part.is_stub_optimizer and (parameters := part.get_parameters()):
+            clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=grad_norm)
+    optimizer.step_with_ready_grads()
+
+
+@torch.no_grad()
+def skip_grads(optimizer: ChainedOptimizer) -> None:
+    """Leave weights and moments as they are; only Adam's count of steps goes on.
+
+    A checkpoint holds one count of steps, that of the run, and a resume gives it to Adam: without this a run that skipped an
+    update and one that resumed after it would correct their moments' bias differently.
+    """
+    for part in optimizer.chained_optimizers:
+        if part.is_stub_optimizer:
+            continue
+        if isinstance(part.optimizer, torch.optim.Adam):  # AdamW is one
+            part.init_state_fn(part.optimizer)
+            for state in part.optimizer.state.values():
+                state["step"] = state.get("step", torch.tensor(0.0)) + 1
+        else:  # Transformer Engine's and apex's FusedAdam count in the parameter group
+            for group in part.optimizer.param_groups:
+                group["step"] = group.get("step", 0) + 1

@@ -67,7 +67,8 @@ def test_rates_belong_together(open_monitor, folder):
 
 def test_what_is_not_finite_is_written_as_a_string_and_every_line_is_strict_json(open_monitor, folder):
     open_monitor().record_step(1, 1e-4, numbers(math.nan, grad_norm=math.inf))
-    (line,) = [json.loads(text, parse_constant=pytest.fail) for text in folder.metrics.read_text().splitlines()]
+    line, alarm = [json.loads(text, parse_constant=pytest.fail) for text in folder.metrics.read_text().splitlines()]
+    assert alarm["alarm"]["name"] == "non_finite"
     assert line["loss"] == "nan" and line["grad_norm"] == "inf" and line["loss_by_source"] == {"ja": "nan", "en": "nan"}
 
 
