@@ -9,6 +9,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 
@@ -112,6 +113,13 @@ def _model_parallel_groups(parallel: ParallelConfig, seed: int) -> Groups:
     # The stages of a pipeline hold different layers, so they must not draw the same random weights.
     tensor_parallel.model_parallel_cuda_manual_seed(seed + 100_000 * groups.pp.rank())
     return groups
+
+
+def from_rank_zero(what: Any) -> Any:
+    """Rank 0's object, on every rank. Collective over all ranks."""
+    box = [what]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def device() -> torch.device:

@@ -1,8 +1,8 @@
 """What lies where in a run folder, and when is a checkpoint whole?
 
 RUN/config.json  RUN/run.json  RUN/metrics.jsonl  RUN/blend.json  RUN/checkpoints/step_N/  RUN/weights/step_N/  RUN/hf/
-RUN/scores/  RUN/report.html, and three marker files: `stop` (a request to save and end), `stopped` (that was done: step and
-reason), `done` (step).
+RUN/scores/  RUN/report.html, and four marker files: `stop` (a request to save and end), `stopped` (that was done: step and
+reason), `done` (step), `stalled` (a rank made no progress: step and who). RUN/heartbeats/ and RUN/stalls/ are train/watch.py's.
 
 Invariant: `state.json` is written last into a checkpoint, so a folder without it was never finished and counts as
 nothing. `files.json` holds every file's size and SHA-256, by which a damaged one is known. Programs of different rooms
@@ -57,6 +57,9 @@ class RunFolder:
         self.stop = self.path / "stop"
         self.stopped = self.path / "stopped"
         self.done = self.path / "done"
+        self.stalled = self.path / "stalled"
+        self.heartbeats = self.path / "heartbeats"
+        self.stalls = self.path / "stalls"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step_{step:07d}"

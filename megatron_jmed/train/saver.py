@@ -32,12 +32,12 @@ class Saver:
         self._monitor, self._blend_account = monitor, blend_account
         self._pending: PendingSave | None = None
 
-    def save_what_is_due(self, step: int, is_last: bool) -> None:
-        """Begin the saves that fall on `step`, or finish the one begun before if its writers are done.
+    def save_what_is_due(self, step: int, *, is_last: bool, is_asked: bool) -> None:
+        """Begin the saves that fall on `step` or are asked for, or finish the one begun before if its writers are done.
 
         The last save of a process, and every one with `budget.async_save=false`, is waited for.
         """
-        if is_last or self._is_multiple(step, self._config.budget.save_every_tokens):
+        if is_last or is_asked or self._is_multiple(step, self._config.budget.save_every_tokens):
             self._begin(step, self._optimizer)
         elif self._pending and not self._is_anyone_writing():
             self.finish()
