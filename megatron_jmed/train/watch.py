@@ -13,8 +13,8 @@ The rule. A rank is stalled when its main thread has not moved on (a new micro-b
 `watch.save_seconds`. Time in which the whole process was suspended does not count. Then every rank that can writes the stacks
 of all its threads to RUN/stalls/rank_NNNN.txt; one of them, the first to create RUN/stalled, reads all heartbeats twice, two
 beats apart (so clocks of different hosts are never compared), prints one line with the culprits, and all end with
-`ExitCode.STALLED`. From stall to end it takes the limit above and at most 5 beats (not half of a beat's limit: beats are at
-least four times as frequent as the shortest limit), so by default 11 minutes instead of the 30 of a collective's own timeout.
+`ExitCode.STALLED`. From the last progress to the end it takes the limit and about 5 beats (a beat is never longer than a quarter
+of the shortest limit): by default 11 minutes, where a collective's own timeout takes 30.
 
 Who is the culprit (the first of these that applies to some ranks and not to all):
 

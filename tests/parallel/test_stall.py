@@ -74,7 +74,7 @@ def test_ranks_that_wait_for_a_stopped_one_name_it_and_end(token_folder, started
 def test_a_rank_without_data_is_named_under_torchrun(token_folder, started):
     folder = RunFolder(token_folder / "runs/no_data")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--shutdown-timeout=5"]
-    started.append(start(token_folder, [*launcher, str(Path(__file__).with_name("train_without_data.py")), *RUN,
+    started.append(start(token_folder, [*launcher, str(Path(__file__).with_name("train_sick.py")), "no_data", *RUN,
                                         f"run_folder={folder.path}"]))
     out, _ = started[0].communicate(timeout=200)
     assert started[0].returncode == 1, out[-4000:]  # torchrun's own code
@@ -83,4 +83,4 @@ def test_a_rank_without_data_is_named_under_torchrun(token_folder, started):
     assert "rank 1 on " in line and "is stuck after step 3: train waiting for data; the others are after step 3: train" in line
     for rank in ("0", "1"):
         assert "train/loop.py" in (folder.stalls / f"rank_000{rank}.txt").read_text()
-    assert "in no_more" in (folder.stalls / "rank_0001.txt").read_text()
+    assert "in no_data" in (folder.stalls / "rank_0001.txt").read_text()
