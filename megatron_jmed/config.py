@@ -336,6 +336,7 @@ def problems(config: RunConfig, world_size: int | None = None) -> list[str]:
     found = _model_problems(config) + _budget_problems(config) + _data_problems(config) + _precision_problems(config)
     if config.init_moments and config.init == RANDOM_INIT:
         found.append('init_moments=true needs init="CHECKPOINT" of a run; random weights have no moments')
+    found += _watch_problems(config)
     return found + ([] if world_size is None else _world_problems(config, world_size))
 
 
@@ -431,6 +432,14 @@ def _precision_problems(config: RunConfig) -> list[str]:
     if precision.compute == "fp8" and precision.backend != "te":
         return [f'precision.compute="fp8" needs precision.backend="te": with {precision.backend!r} Megatron-Core would '
                 "train in bf16 without saying so"]
+    return []
+
+
+def _watch_problems(config: RunConfig) -> list[str]:
+    watch = config.watch
+    if watch.min_steps > watch.window_steps:
+        return [f"watch.min_steps={watch.min_steps} is more than watch.window_steps={watch.window_steps}: no alarm would ever be "
+                f"raised; set watch.window_steps to at least {watch.min_steps}"]
     return []
 
 

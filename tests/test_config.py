@@ -114,7 +114,7 @@ def test_saved_config_with_changes_loads_equal(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
-@pytest.mark.parametrize("section", [None, "model", "optim", "data", "budget"])
+@pytest.mark.parametrize("section", [None, "model", "optim", "data", "budget", "watch"])
 def test_config_is_frozen(section):
     config = recipe_config("tiny")
     target = getattr(config, section) if section else config
@@ -159,6 +159,15 @@ def test_tensor_parallelism_of_a_dense_model_needs_no_sequence_parallelism_but_d
     assert load_config("tiny", [*DENSE, "parallel.tp=2"]).parallel.tp == 2
     message = refusal(*DENSE, "parallel.tp=2", "model.ffn_hidden_size=127")
     assert "parallel.tp=2 does not divide model.ffn_hidden_size=127" in message and "problems" not in message
+
+
+def test_a_watch_that_could_never_raise_an_alarm_is_refused():
+    assert "watch.min_steps=64 is more than watch.window_steps=32" in refusal("watch.min_steps=64", "watch.window_steps=32")
+    assert load_config("tiny", ["watch.min_steps=32", "watch.window_steps=32"]).watch.window_steps == 32
+
+
+def test_an_action_that_an_alarm_does_not_have_is_refused():
+    assert "watch.loss_spike='skip_step'" in refusal("watch.loss_spike=skip_step")  # the update came before the loss was judged
 
 
 def test_fp8_without_transformer_engine_is_refused():
