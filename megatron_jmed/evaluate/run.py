@@ -104,8 +104,8 @@ def _parse_record(place: str, line: str) -> dict[str, Any]:
             raise ExamError(f"{place}: {key}: {record[key]!r}; expected a number")
     if "tokens" not in record:
         raise ExamError(f"{place}: tokens: missing; expected the number of tokens trained on so far")
-    if not {"loss", "valid_loss", "alarm"} & set(record):
-        raise ExamError(f"{place}: neither loss nor valid_loss nor alarm; expected one of them in every line")
+    if not {"loss", "valid_loss", "alarm", "save"} & set(record):
+        raise ExamError(f"{place}: neither loss nor valid_loss nor alarm nor save; expected one of them in every line")
     load = record.get("expert_load") or []
     if not all(isinstance(layer, list) and layer and len(layer) == len(load[0]) for layer in load):
         raise ExamError(f"{place}: expert_load: expected for every layer a list of as many shares as experts")

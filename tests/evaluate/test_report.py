@@ -205,7 +205,8 @@ def test_infinite_and_absent_values_do_not_break_the_page(tmp_path: Path, sample
 def test_alarms_are_told_and_numbers_that_training_wrote_as_strings_are_read(tmp_path: Path, samples: SimpleNamespace) -> None:
     alarm = {"name": "non_finite", "step": 2, "action": "skip_step", "sentence": "loss nan, gradient norm inf"}
     bad = {**training_record(2, "nan", grad_norm="inf"), "loss_by_source": {"a": "nan"}, "skipped_in_a_row": 1}
-    records = [training_record(1, 2.0), bad, {"step": 2, "tokens": 9, "alarm": alarm}, training_record(3, 2.0)]
+    records = [training_record(1, 2.0), bad, {"step": 2, "tokens": 9, "alarm": alarm}, training_record(3, 2.0),
+               {"step": 3, "tokens": 9, "save": {"stall_seconds": 0.1, "seconds": 2.0}}]
     samples.write_jsonl(tmp_path / "run/metrics.jsonl", records)
     page = Page(render_report(read_run(tmp_path / "run")))
     assert "Alarm non_finite at step 2 (skip_step): loss nan, gradient norm inf." in page.text
