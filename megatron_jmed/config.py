@@ -54,6 +54,7 @@ class ParallelConfig(Section):
 
     tp: int = Field(1, gt=0)
     pp: int = Field(1, gt=0)
+    vpp: int = Field(1, gt=0, description="layer chunks a pipeline stage holds: interleaved pipeline")
     ep: int = Field(1, gt=0)
     cp: int = Field(1, gt=0)
     etp: int = Field(1, gt=0, description="tensor parallelism inside an expert")
@@ -355,11 +356,23 @@ def _model_problems(config: RunConfig) -> list[str]:
             found.append(f"{word}={value} does not divide {into}={total}; choose from {divisors(total)}")
     if parallel.cp != 1:
         found.append(f"parallel.cp={parallel.cp}: context parallelism is not supported yet; set parallel.cp=1")
+    if parallel.vpp > 1:
+        found += _interleaving_problems(config)
     if parallel.sequence_parallel and parallel.tp == 1:
         found.append("parallel.sequence_parallel=true needs parallel.tp of at least 2; set it to false")
     if parallel.overlap_param_gather and not parallel.overlap_grad_reduce:
         found.append("parallel.overlap_param_gather=true needs parallel.overlap_grad_reduce=true")
     return found + (_expert_problems if model.num_experts else _dense_problems)(config)
+
+
+def _interleaving_problems(config: RunConfig) -> list[str]:
+    parallel, num_layers = config.parallel, config.model.num_layers
+    if parallel.pp == 1:
+        return [f"parallel.vpp={parallel.vpp} needs parallel.pp of at least 2; set parallel.vpp=1"]
+    if num_layers % parallel.pp == 0 and num_layers % (parallel.pp * parallel.vpp):
+        return [f"parallel.pp x vpp = {parallel.pp} x {parallel.vpp} does not divide model.num_layers={num_layers}; choose "
+                f"parallel.vpp from {divisors(num_layers // parallel.pp)}"]
+    return []
 
 
 def _dense_problems(config: RunConfig) -> list[str]:
@@ -458,6 +471,11 @@ def _world_problems(config: RunConfig, world_size: int) -> list[str]:
         found.append(f"budget.global_batch_size={budget.global_batch_size} is not a multiple of budget.micro_batch_size x "
                      f"data-parallel ranks = {budget.micro_batch_size} x {dp}; nearest that work: "
                      f"{_nearest_multiples(budget.global_batch_size, budget.micro_batch_size * dp)}")
+    elif parallel.vpp > 1 and budget.global_batch_size // (budget.micro_batch_size * dp) % parallel.pp:
+        a_round = budget.micro_batch_size * dp * parallel.pp
+        found.append(f"parallel.vpp={parallel.vpp} needs micro-batches a step in multiples of parallel.pp={parallel.pp}, and there "
+                     f"are {budget.global_batch_size // (budget.micro_batch_size * dp)}; budget.global_batch_size that work: "
+                     f"{_nearest_multiples(budget.global_batch_size, a_round)}")
     return found
 
 

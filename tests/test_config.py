@@ -178,6 +178,7 @@ def test_fp8_without_transformer_engine_is_refused():
 @pytest.mark.parametrize(("change", "said"), [
     ("parallel.tp=3", "parallel.tp=3 does not divide model.num_attention_heads=4; choose from [1, 2, 4]"),
     ("parallel.pp=3", "parallel.pp=3 does not divide model.num_layers=4; choose from [1, 2, 4]"),
+    ("parallel.vpp=2", "parallel.vpp=2 needs parallel.pp of at least 2; set parallel.vpp=1"),
     ("parallel.cp=2", "parallel.cp=2"),
     ("parallel.sequence_parallel=true", "needs parallel.tp of at least 2"),
     ("parallel.overlap_param_gather=true", "needs parallel.overlap_grad_reduce=true"),
@@ -207,6 +208,19 @@ def test_global_batch_that_the_ranks_do_not_divide_is_refused_with_the_nearest()
     for works in (992, 1024):
         again = load_config("llmjp_8x13b", [f"budget.global_batch_size={works}", "budget.micro_batch_size=2"])
         assert problems(again, world_size=64) == []
+
+
+def test_chunks_that_do_not_divide_the_layers_are_refused_with_those_that_do():
+    message = refusal("parallel.pp=2", "parallel.vpp=3")
+    assert "parallel.pp x vpp = 2 x 3 does not divide model.num_layers=4; choose parallel.vpp from [1, 2]" in message
+
+
+def test_interleaving_needs_micro_batches_in_multiples_of_the_stages():
+    layout = ["parallel.ep=1", "parallel.pp=2", "parallel.vpp=2", "budget.micro_batch_size=2"]
+    (found,) = problems(load_config("tiny", [*layout, "budget.global_batch_size=6"]), world_size=2)
+    assert "multiples of parallel.pp=2, and there are 3; budget.global_batch_size that work: [4, 8]" in found
+    for works in (4, 8):
+        assert problems(load_config("tiny", [*layout, f"budget.global_batch_size={works}"]), world_size=2) == []
 
 
 # ---- what follows from the words

@@ -16,7 +16,7 @@ from megatron_jmed.config import OptimConfig, RunConfig
 from megatron_jmed.parallel import Groups
 
 
-def build_optimizer(config: RunConfig, model: DistributedDataParallel, groups: Groups) -> ChainedOptimizer:
+def build_optimizer(config: RunConfig, model: list[DistributedDataParallel], groups: Groups) -> ChainedOptimizer:
     """The optimizer of this rank's shard. Collective: the parameter groups are agreed on over all ranks."""
     optim = config.optim
     fields = OptimizerConfig(
@@ -29,11 +29,11 @@ def build_optimizer(config: RunConfig, model: DistributedDataParallel, groups: G
         weight_decay=optim.weight_decay,
         clip_grad=optim.clip_grad,
         bf16=config.precision.compute != "fp32",
-        params_dtype=model.config.params_dtype,
+        params_dtype=model[0].config.params_dtype,
         use_distributed_optimizer=True,
         overlap_param_gather=config.parallel.overlap_param_gather,
     )
-    return get_megatron_optimizer(fields, [model], use_gloo_process_groups=False, pg_collection=groups)
+    return get_megatron_optimizer(fields, model, use_gloo_process_groups=False, pg_collection=groups)
 
 
 def learning_rate(config: RunConfig, step: int) -> float:

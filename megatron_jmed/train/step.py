@@ -3,6 +3,7 @@
 Legend: L layers, E experts, C sources of the blend.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,9 +41,9 @@ class StepNumbers:
 class ExpertCounter:
     """Counts the tokens that each router of this rank sends to each expert: [L, E], zeros in other stages' layers."""
 
-    def __init__(self, config: RunConfig, model: torch.nn.Module):
+    def __init__(self, config: RunConfig, model: list[DistributedDataParallel]):
         self.tokens_LE = torch.zeros(config.model.num_layers, config.model.num_experts, dtype=torch.float64, device=device())
-        for module in model.modules():
+        for module in (module for chunk in model for module in chunk.modules()):
             if isinstance(module, TopKRouter):
                 module.register_forward_hook(self._count)
 
@@ -54,22 +55,22 @@ class ExpertCounter:
 class Stepper:
     """Runs steps of one model with one optimizer; all state of the training is in these two and in the guard's past norms."""
 
-    def __init__(self, config: RunConfig, groups: Groups, model: DistributedDataParallel, optimizer: ChainedOptimizer,
+    def __init__(self, config: RunConfig, groups: Groups, model: list[DistributedDataParallel], optimizer: ChainedOptimizer,
                  source_names: tuple[str, ...], guard: UpdateGuard | None = None):
         self._config, self._groups, self._model, self._optimizer = config, groups, model, optimizer
         self._source_names = source_names
         self._guard = guard or UpdateGuard(config.watch, [])
         self._experts = ExpertCounter(config, model)
         self._num_micro_batches = config.budget.global_batch_size // (config.budget.micro_batch_size * groups.dp.size())
-        mcore = model.config
+        mcore = model[0].config  # the schedules read these of the first chunk
         mcore.finalize_model_grads_func = finalize_model_grads
         mcore.grad_scale_func = optimizer.scale_loss
         if config.parallel.overlap_grad_reduce:
-            mcore.no_sync_func = model.no_sync
+            mcore.no_sync_func = [chunk.no_sync for chunk in model] if len(model) > 1 else model[0].no_sync
         self._forward_backward = partial(
             get_forward_backward_func(),
             forward_step_func=self._forward,
-            model=[model],
+            model=model,
             num_microbatches=self._num_micro_batches,
             seq_length=config.budget.seq_length,
             micro_batch_size=config.budget.micro_batch_size,
@@ -83,10 +84,11 @@ class Stepper:
         Collective over all ranks; any rank's wish to stop or to save, and any rank's refusal, is all ranks'.
         """
         set_learning_rate(self._optimizer, self._config.optim, lr)
-        self._model.train()
-        self._model.zero_grad_buffer()
+        for chunk in self._model:
+            chunk.train()
+            chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
-        results = self._forward_backward(data_iterator=batches, forward_only=False)
+        results = self._forward_backward(data_iterator=self._for_each_chunk(batches), forward_only=False)
         grad_norm = ready_grad_norm(self._optimizer)
         numbers, is_refused = self._summed_over_ranks(results, [wants_stop, wants_save, self._guard.refuses(grad_norm)])
         if is_refused:
@@ -100,11 +102,16 @@ class Stepper:
     @torch.no_grad()
     def validate(self, batches: Iterator[Batch], num_steps: int) -> StepNumbers:
         """The loss over `num_steps` global batches, without learning. Collective over all ranks."""
-        self._model.eval()
+        for chunk in self._model:
+            chunk.eval()
         results = []
         for _ in range(num_steps):
-            results += self._forward_backward(data_iterator=batches, forward_only=True)
+            results += self._forward_backward(data_iterator=self._for_each_chunk(batches), forward_only=True)
         return self._summed_over_ranks(results, [False] * 3)[0]
+
+    def _for_each_chunk(self, batches: Iterator[Batch]) -> list[Iterator[Batch]]:
+        """The same micro-batches once for every chunk; within a step each chunk asks for all of them, in order."""
+        return [batches] if len(self._model) == 1 else list(itertools.tee(batches, len(self._model)))
 
     def _forward(self, batches: Iterator[Batch], model: torch.nn.Module):
         batch = next(batches)

@@ -97,7 +97,7 @@ def test_built_model_has_the_weights_of_its_precision_and_counts_of_its_config(c
     from megatron_jmed.train.estimate import count_parameters
 
     config = small_config(f"precision.compute={compute}")
-    model = build_data_parallel_model(config, groups)
+    (model,) = build_data_parallel_model(config, groups)
     dtypes = {parameter.dtype for parameter in model.parameters()}
     assert dtypes == {torch.float32 if compute == "fp32" else torch.bfloat16}
     assert {p.main_grad.dtype for p in model.parameters()} == {torch.float32}

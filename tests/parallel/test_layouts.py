@@ -27,6 +27,7 @@ LAYOUTS = {
     "ep2_allgather": ["parallel.ep=2", "parallel.dispatcher=allgather"],
     "ep2_overlap": ["parallel.ep=2", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"],
     "ep2_recompute": ["parallel.ep=2", "budget.recompute=full"],
+    "pp2_vpp2": ["parallel.ep=1", "parallel.pp=2", "parallel.vpp=2", "budget.eval_every_tokens=2048"],
 }
 DENSE = ["model.num_experts=0", "model.router_topk=0", "parallel.ep=1"]
 TIED = ["model.tied_embeddings=true"]
@@ -38,9 +39,12 @@ LAYOUTS_OF_KINDS = {
     "dense_pp2": ("dense", ["parallel.pp=2"]),
     "tied_ep2": ("tied", ["parallel.ep=2"]),
     "tied_pp2": ("tied", ["parallel.pp=2"]),
+    "tied_pp2_vpp2": ("tied", ["parallel.pp=2", "parallel.vpp=2"]),
     "dense_tied_tp2": ("dense_tied", ["parallel.tp=2"]),
 }
 FOUR_RANKS_OF_KINDS = {
+    "dense_pp2_vpp2_dp2_overlap": ("dense", ["parallel.pp=2", "parallel.vpp=2", "parallel.overlap_grad_reduce=true",
+                                             "parallel.overlap_param_gather=true", "budget.recompute=full"]),
     "tied_pp2_dp2": ("tied", ["parallel.pp=2"]),
     "dense_tied_tp2_pp2": ("dense_tied", ["parallel.tp=2", "parallel.pp=2"]),
 }
@@ -52,6 +56,8 @@ RESAVED = {
     "one_at_tp2": ("one", LAYOUTS["tp2"]),
     "one_at_tp2_ep2": ("one", LAYOUTS["tp2_ep2"]),
     "one_at_pp2": ("one", LAYOUTS["pp2"]),
+    "one_at_pp2_vpp2": ("one", LAYOUTS["pp2_vpp2"]),
+    "one_at_pp2_vpp2_at_pp2": ("one_at_pp2_vpp2", LAYOUTS["pp2"]),
     "one_at_dp2": ("one", ONE_RANK),
     "bf16_at_ep2": ("bf16", ["parallel.ep=2", "precision.compute=bf16"]),
     "from_ep2_at_ep1": ("from_ep2", ONE_RANK),

@@ -87,8 +87,8 @@ def test_rate_is_a_function_of_tokens_not_of_batch_size():
 def test_decay_shrinks_matrices_by_rate_times_decay_and_leaves_norms(compute, small_config, groups):
     """With gradients of zero, AdamW only decays."""
     config = small_config(f"precision.compute={compute}", "optim.weight_decay=0.5", "model.vocab_size=64", "model.num_layers=1")
-    model = build_data_parallel_model(config, groups)
-    optimizer = build_optimizer(config, model, groups)
+    (model,) = build_data_parallel_model(config, groups)
+    optimizer = build_optimizer(config, [model], groups)
     before = {name: p.detach().float().clone() for name, p in model.named_parameters()}
     set_learning_rate(optimizer, config.optim, lr=0.25)
     model.zero_grad_buffer()
@@ -104,8 +104,8 @@ def test_decay_shrinks_matrices_by_rate_times_decay_and_leaves_norms(compute, sm
 
 def test_every_weight_is_learned_and_masters_are_fp32(small_config, groups):
     config = small_config("precision.compute=bf16", "model.vocab_size=64", "model.num_layers=1")
-    model = build_data_parallel_model(config, groups)
-    optimizer = build_optimizer(config, model, groups)
+    (model,) = build_data_parallel_model(config, groups)
+    optimizer = build_optimizer(config, [model], groups)
     in_groups = [p for group in optimizer.param_groups for p in group["params"]]
     assert {p.dtype for p in in_groups} == {torch.float32}
     assert sum(p.numel() for p in in_groups) == sum(p.numel() for p in model.parameters())

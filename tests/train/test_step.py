@@ -32,9 +32,9 @@ def build(small_config, groups):
 
         tensor_parallel.model_parallel_cuda_manual_seed(7)
         config = small_config(*SMALL, *changes)
-        model = build_data_parallel_model(config, groups)
-        optimizer = build_optimizer(config, model, groups)
-        return model, Stepper(config, groups, model, optimizer, ("ja", "en"))
+        (model,) = build_data_parallel_model(config, groups)
+        optimizer = build_optimizer(config, [model], groups)
+        return model, Stepper(config, groups, [model], optimizer, ("ja", "en"))
 
     return built
 
