@@ -354,8 +354,6 @@ def _model_problems(config: RunConfig) -> list[str]:
     ):
         if total % value:
             found.append(f"{word}={value} does not divide {into}={total}; choose from {divisors(total)}")
-    if parallel.cp != 1:
-        found.append(f"parallel.cp={parallel.cp}: context parallelism is not supported yet; set parallel.cp=1")
     if parallel.vpp > 1:
         found += _interleaving_problems(config)
     if parallel.sequence_parallel and parallel.tp == 1:
@@ -410,8 +408,7 @@ def _budget_problems(config: RunConfig) -> list[str]:
     if budget.seq_length > model.max_position_embeddings:
         found.append(f"budget.seq_length={budget.seq_length} is longer than model.max_position_embeddings="
                      f"{model.max_position_embeddings}")
-    if config.parallel.sequence_parallel and budget.seq_length % config.parallel.tp:
-        found.append(f"parallel.tp={config.parallel.tp} does not divide budget.seq_length={budget.seq_length}")
+    found += _sequence_problems(config)
     if budget.global_batch_size % budget.micro_batch_size:
         found.append(f"budget.micro_batch_size={budget.micro_batch_size} does not divide budget.global_batch_size="
                      f"{budget.global_batch_size}; choose from {divisors(budget.global_batch_size)}")
@@ -429,6 +426,21 @@ def _budget_problems(config: RunConfig) -> list[str]:
         found.append(f"optim.warmup_tokens + optim.decay_tokens = {optim.warmup_tokens + optim.decay_tokens} is more than "
                      f"budget.total_tokens={budget.total_tokens}")
     return found
+
+
+def _sequence_problems(config: RunConfig) -> list[str]:
+    """Every context-parallel rank holds two parts of a sequence, and sequence parallelism splits what it holds by tp."""
+    parallel, seq_length = config.parallel, config.budget.seq_length
+    by_tp = parallel.tp if parallel.sequence_parallel else 1
+    if parallel.cp == 1:
+        wrong = seq_length % by_tp
+        return [f"parallel.tp={parallel.tp} does not divide budget.seq_length={seq_length}"] if wrong else []
+    parts = 2 * parallel.cp * by_tp
+    if seq_length % parts == 0:
+        return []
+    words = "2 x parallel.cp" + (" x parallel.tp" if by_tp > 1 else "")
+    return [f"budget.seq_length={seq_length} is not a multiple of {words} = {parts}; nearest that work: "
+            f"{_nearest_multiples(seq_length, parts)}"]
 
 
 def _data_problems(config: RunConfig) -> list[str]:

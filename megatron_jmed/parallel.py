@@ -123,6 +123,18 @@ def from_rank_zero(what: Any) -> Any:
     return box[0]
 
 
+def part_of_sequence(whole: torch.Tensor, dim: int, rank: int, size: int) -> torch.Tensor:
+    """The part of `whole` that context-parallel rank `rank` of `size` holds along the sequence dimension `dim`.
+
+    Megatron-Core's order: of 2 * size equal chunks, number `rank` from the front and from the back, so that under a causal
+    mask every rank has the same work.
+    """
+    if size == 1:
+        return whole
+    chunks = whole.chunk(2 * size, dim)
+    return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]], dim)
+
+
 def device() -> torch.device:
     """Where this rank computes."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

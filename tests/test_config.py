@@ -179,7 +179,7 @@ def test_fp8_without_transformer_engine_is_refused():
     ("parallel.tp=3", "parallel.tp=3 does not divide model.num_attention_heads=4; choose from [1, 2, 4]"),
     ("parallel.pp=3", "parallel.pp=3 does not divide model.num_layers=4; choose from [1, 2, 4]"),
     ("parallel.vpp=2", "parallel.vpp=2 needs parallel.pp of at least 2; set parallel.vpp=1"),
-    ("parallel.cp=2", "parallel.cp=2"),
+    ("parallel.cp=3", "budget.seq_length=128 is not a multiple of 2 x parallel.cp = 6; nearest that work: [126, 132]"),
     ("parallel.sequence_parallel=true", "needs parallel.tp of at least 2"),
     ("parallel.overlap_param_gather=true", "needs parallel.overlap_grad_reduce=true"),
     ("model.router_topk=9", "model.router_topk=9 is more than model.num_experts=8"),
@@ -208,6 +208,13 @@ def test_global_batch_that_the_ranks_do_not_divide_is_refused_with_the_nearest()
     for works in (992, 1024):
         again = load_config("llmjp_8x13b", [f"budget.global_batch_size={works}", "budget.micro_batch_size=2"])
         assert problems(again, world_size=64) == []
+
+
+def test_context_and_sequence_parallelism_split_the_sequence_together():
+    layout = ["parallel.cp=2", "parallel.tp=2", "parallel.sequence_parallel=true"]
+    assert "not a multiple of 2 x parallel.cp x parallel.tp = 8" in refusal(*layout, "budget.seq_length=100")
+    assert load_config("tiny", [*layout, "budget.seq_length=104"]).parallel.cp == 2
+    assert load_config("tiny", ["parallel.cp=2", "budget.seq_length=100"]).parallel.cp == 2
 
 
 def test_chunks_that_do_not_divide_the_layers_are_refused_with_those_that_do():

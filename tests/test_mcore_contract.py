@@ -24,6 +24,7 @@ CALLS = [
     ("models.gpt.moe_module_specs", "get_moe_module_spec", "use_te num_experts moe_grouped_gemm"),
     ("transformer.mlp", "MLPSubmodules.__init__", "linear_fc1 linear_fc2"),
     ("transformer.transformer_block", "get_num_layers_to_build", "config vp_stage pp_rank"),
+    ("tensor_parallel.mappings", "gather_from_sequence_parallel_region", "input_ tensor_parallel_output_grad group"),
     ("distributed", "DistributedDataParallel.__init__", "config ddp_config module disable_bucketing pg_collection"),
     ("distributed", "DistributedDataParallelConfig.__init__", "grad_reduce_in_fp32 use_distributed_optimizer "
      "overlap_grad_reduce overlap_param_gather"),

@@ -1,12 +1,14 @@
 """One micro-batch, as tensors on the device that computes.
 
-Legend: B sequences in the micro-batch, S tokens in a sequence.
+Legend: B sequences in the micro-batch, S tokens in a sequence (under context parallelism: this rank's part of it).
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from megatron_jmed.parallel import part_of_sequence
 
 
 @dataclass(frozen=True)
@@ -20,15 +22,19 @@ class Batch:
     source_B: torch.Tensor
 
 
-def batch_from_sample(sample: dict[str, Any], device: torch.device) -> Batch:
-    """The Batch of a collated Megatron-Core sample (tokens, labels, loss_mask, position_ids, dataset_id)."""
+def batch_from_sample(sample: dict[str, Any], device: torch.device, cp_rank: int = 0, cp_size: int = 1) -> Batch:
+    """The Batch of a collated Megatron-Core sample (tokens, labels, loss_mask, position_ids, dataset_id) for one of the
+    context-parallel ranks that share it."""
     def move(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(device, non_blocking=True)
 
+    def mine(tensor_BS: torch.Tensor) -> torch.Tensor:
+        return move(part_of_sequence(tensor_BS, 1, cp_rank, cp_size))
+
     return Batch(
-        tokens_BS=move(sample["tokens"]),
-        labels_BS=move(sample["labels"]),
-        loss_mask_BS=move(sample["loss_mask"]),
-        position_ids_BS=move(sample["position_ids"]),
+        tokens_BS=mine(sample["tokens"]),
+        labels_BS=mine(sample["labels"]),
+        loss_mask_BS=mine(sample["loss_mask"]),
+        position_ids_BS=mine(sample["position_ids"]),
         source_B=move(sample["dataset_id"].long()),
     )

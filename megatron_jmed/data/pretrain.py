@@ -169,7 +169,7 @@ def batches(config: RunConfig, dataset: BlendedSequences, groups: Groups, start_
         pin_memory=device.type == "cuda",
         worker_init_fn=_ignore_job_signals,
     )
-    return (batch_from_sample(sample, device) for sample in loader)
+    return (batch_from_sample(sample, device, groups.cp.rank(), groups.cp.size()) for sample in loader)
 
 
 def _ignore_job_signals(_worker: int) -> None:

@@ -1,6 +1,7 @@
 """Which modules make up one layer: the ModuleSpec, where kernels enter.
 
-Legend: S sequence, B micro-batch, N heads, G query groups, D head size, H hidden.
+Legend: S sequence (under context parallelism: this rank's part of it), B micro-batch, N heads, G query groups, D head
+size, H hidden; Q and K tokens that ask and that are asked.
 Two back ends share one checkpoint: `local` (torch and the modules below, runs anywhere) and `te` (Transformer
 Engine's fused layers). Invariant: both name their parameters in a checkpoint alike (Transformer Engine's naming:
 the input norm belongs to linear_qkv; the MLP norm stands alone before experts and belongs to linear_fc1 in a dense
@@ -13,6 +14,7 @@ from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -23,6 +25,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_jmed.config import RunConfig
+from megatron_jmed.parallel import Groups, part_of_sequence
 
 
 class RMSNorm(torch.nn.Module):
@@ -46,22 +49,37 @@ class RMSNorm(torch.nn.Module):
 class CausalAttention(torch.nn.Module):
     """softmax(Q K^T / sqrt(D)) V under a causal mask, by torch's scaled_dot_product_attention.
 
-    Stands where Megatron-Core has DotProductAttention, which keeps the S x S matrix in memory.
+    Stands where Megatron-Core has DotProductAttention, which keeps the S x S matrix in memory. Under context parallelism
+    the keys and values of all ranks are gathered; their gradients come back summed.
     """
 
     def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType,
-                 attention_type: str, **_unused):
+                 attention_type: str, pg_collection: Groups | None = None, **_unused):
         super().__init__()
         assert attn_mask_type == AttnMaskType.causal, "only causal attention is built"
+        self.cp = pg_collection.cp if pg_collection and pg_collection.cp.size() > 1 else None
 
     def forward(self, query_SBND, key_SBGD, value_SBGD, attention_mask=None, *, attn_mask_type=None,
                 attention_bias=None, packed_seq_params=None) -> torch.Tensor:
-        """[S, B, N, D], [S, B, G, D] twice -> [S, B, N*D]."""
+        """[S, B, N, D], [S, B, G, D] twice -> [S, B, N*D]. Collective over the context-parallel ranks."""
         assert attention_bias is None and packed_seq_params is None, "not built into this back end"
+        seen_QK = None
+        if self.cp:
+            # one gather for both; the last dimension tells them apart
+            key_value = gather_from_sequence_parallel_region(torch.cat([key_SBGD, value_SBGD], dim=-1), group=self.cp)
+            key_SBGD, value_SBGD = key_value.split([key_SBGD.size(-1), value_SBGD.size(-1)], dim=-1)
+            seen_QK = self._seen(key_value.size(0), key_value.device)
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query_SBND, key_SBGD, value_SBGD))
         grouped = query.size(1) != key.size(1)
-        context_BNSD = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+        context_BNSD = F.scaled_dot_product_attention(query, key, value, attn_mask=seen_QK, is_causal=seen_QK is None,
+                                                      enable_gqa=grouped)
         return context_BNSD.permute(2, 0, 1, 3).flatten(start_dim=2)
+
+    def _seen(self, seq_length: int, device: torch.device) -> torch.Tensor:
+        """Which of the gathered tokens each of this rank's tokens may see: [Q, K], by their places in the whole sequence."""
+        places = torch.arange(seq_length, device=device)
+        by_rank = [part_of_sequence(places, 0, rank, self.cp.size()) for rank in range(self.cp.size())]
+        return torch.cat(by_rank)[None, :] <= by_rank[self.cp.rank()][:, None]
 
 
 def decoder_spec(config: RunConfig) -> TransformerBlockSubmodules | ModuleSpec:
