@@ -99,9 +99,10 @@ class SourceConfig(Section):
 
 
 class DataConfig(Section):
-    """Which token sets, in what proportion."""
+    """Which token sets, in what proportion, and how far a token of a packed sequence sees."""
 
     blend: tuple[SourceConfig, ...] = ()
+    attention: Literal["sequence", "document"] = Field("sequence", description="across documents, or within each alone")
     valid_ratio: float = Field(0.01, ge=0, lt=0.5, description="tail of every token set kept for validation")
     cache_folder: str = Field("", description="index cache; empty: inside the run folder")
     num_workers: int = Field(0, ge=0, description="loader processes a rank")
@@ -449,6 +450,9 @@ def _data_problems(config: RunConfig) -> list[str]:
     found = [f"data.blend: the name {name!r} is used twice; every source needs its own" for name in twice]
     if names and not any(source.weight for source in config.data.blend):
         found.append("data.blend: every weight is 0; give at least one source a positive weight")
+    if config.data.attention == "document" and config.precision.backend == "te":
+        found.append('data.attention="document" is built into precision.backend="local" only: Transformer Engine would attend '
+                     'across documents; set data.attention="sequence"')
     return found
 
 

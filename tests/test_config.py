@@ -175,6 +175,12 @@ def test_fp8_without_transformer_engine_is_refused():
     assert 'needs precision.backend="te"' in message
 
 
+def test_attention_within_documents_is_refused_where_transformer_engine_would_attend_across():
+    message = refusal("data.attention=document", "precision.backend=te")
+    assert 'data.attention="document" is built into precision.backend="local" only' in message
+    assert load_config("tiny", ["data.attention=document"]).data.attention == "document"
+
+
 @pytest.mark.parametrize(("change", "said"), [
     ("parallel.tp=3", "parallel.tp=3 does not divide model.num_attention_heads=4; choose from [1, 2, 4]"),
     ("parallel.pp=3", "parallel.pp=3 does not divide model.num_layers=4; choose from [1, 2, 4]"),

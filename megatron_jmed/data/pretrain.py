@@ -1,16 +1,16 @@
 """Token sets + blend -> the sequences of each step, through Megatron-Core's GPTDataset.
 
 Documents are packed one after the other into sequences of `seq_length`; attention and positions run across documents,
-as in the pre-training of LLM-jp-3. Invariant: which sequences step N reads depends on config, token sets and N alone,
-not on the number of ranks or on where the run was interrupted: sequence i of the global order belongs to step
-i // global_batch_size.
+as in the pre-training of LLM-jp-3, or (`data.attention`) stay within each; the last token of a document learns the first
+of the next either way. Invariant: which sequences step N reads depends on config, token sets and N alone, not on the number
+of ranks or on where the run was interrupted: sequence i of the global order belongs to step i // global_batch_size.
 """
 
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from megatron.core.datasets.utils import Split
 
 from megatron_jmed.config import RunConfig
 from megatron_jmed.corpus.tokens import TokenSet, load_token_set
-from megatron_jmed.data.batch import Batch, batch_from_sample
+from megatron_jmed.data.batch import Batch, DocumentMarks, batch_from_sample
 from megatron_jmed.data.blended import BlendedSequences, blend, open_sources, take_turns
 from megatron_jmed.data.index_cache import whole_cache
 from megatron_jmed.errors import CorpusError
@@ -29,9 +29,10 @@ from megatron_jmed.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class _TokenIds:
-    """Stands for the tokenizer in Megatron-Core's dataset config: the ids are already written, none is special."""
+    """Stands for the tokenizer in Megatron-Core's dataset config: the ids are already written, none is special to it."""
 
     unique_identifiers: tuple[str, ...]  # becomes part of the index cache's name
+    marks: DocumentMarks
     eod: int = -1
     pad: int = -1  # no id in the data equals it, so no label is masked by mistake
     vocab_size: int | None = None
@@ -82,6 +83,9 @@ def _mismatches(config: RunConfig, name: str, token_set: TokenSet) -> list[str]:
     if token_set.vocab_size != config.model.vocab_size:
         wrong.append(f"data.blend source {name!r} was tokenised with {token_set.vocab_size} pieces; model.vocab_size is "
                      f"{config.model.vocab_size}")
+    if config.data.attention == "document" and not any(_has_mark(token_set, mark) for mark in ("bos", "eos")):
+        wrong.append(f'data.blend source {name!r} marks neither begin nor end of its documents (it was tokenised with --no-bos '
+                     '--no-eos), so data.attention="document" cannot tell them apart; tokenise it with one of the two')
     train_share = 1 - config.data.valid_ratio
     if token_set.num_tokens * train_share <= config.budget.seq_length:
         wrong.append(f"data.blend source {name!r} has {token_set.num_tokens} tokens, less than one sequence of "
@@ -91,6 +95,17 @@ def _mismatches(config: RunConfig, name: str, token_set: TokenSet) -> list[str]:
                      f"data.valid_ratio={config.data.valid_ratio}; use 0 or at least "
                      f"{1 / token_set.num_documents:.3f}")
     return wrong
+
+
+def _has_mark(token_set: TokenSet, mark: Literal["bos", "eos"]) -> bool:
+    return bool(token_set.manifest.settings.get(mark))
+
+
+def _document_marks(token_sets: list[TokenSet]) -> DocumentMarks:
+    """What stands at the begin or the end of documents in any of the token sets (which share their tokenizer)."""
+    ids = token_sets[0].tokenizer
+    return DocumentMarks(begin=ids.bos_id if any(_has_mark(token_set, "bos") for token_set in token_sets) else None,
+                         end=ids.eos_id if any(_has_mark(token_set, "eos") for token_set in token_sets) else None)
 
 
 def build_data(config: RunConfig, token_sets: list[TokenSet]) -> PretrainData:
@@ -125,7 +140,7 @@ def _dataset_config(config: RunConfig, token_sets: list[TokenSet], cache: Path) 
         sequence_length=config.budget.seq_length,
         split="1,0,0",  # read by Megatron-Core's builder alone, which is not used; it must be given
         path_to_cache=str(cache),
-        tokenizer=_TokenIds(tuple(t.tokenizer_sha256 for t in token_sets)),
+        tokenizer=_TokenIds(tuple(t.tokenizer_sha256 for t in token_sets), _document_marks(token_sets)),
         reset_position_ids=False,
         reset_attention_mask=False,
         eod_mask_loss=False,
@@ -169,7 +184,8 @@ def batches(config: RunConfig, dataset: BlendedSequences, groups: Groups, start_
         pin_memory=device.type == "cuda",
         worker_init_fn=_ignore_job_signals,
     )
-    return (batch_from_sample(sample, device, groups.cp.rank(), groups.cp.size()) for sample in loader)
+    marks = dataset.config.tokenizer.marks if config.data.attention == "document" else None
+    return (batch_from_sample(sample, device, groups.cp.rank(), groups.cp.size(), marks) for sample in loader)
 
 
 def _ignore_job_signals(_worker: int) -> None:

@@ -115,7 +115,8 @@ class Stepper:
 
     def _forward(self, batches: Iterator[Batch], model: torch.nn.Module):
         batch = next(batches)
-        token_losses_BS = model(batch.tokens_BS, batch.position_ids_BS, attention_mask=None, labels=batch.labels_BS)
+        # our own attention reads document numbers where Megatron-Core speaks of a mask (model/layers.py)
+        token_losses_BS = model(batch.tokens_BS, batch.position_ids_BS, attention_mask=batch.document_BS, labels=batch.labels_BS)
         return token_losses_BS, loss_function(batch, len(self._source_names), self._groups.cp)
 
     def _summed_over_ranks(self, results: list[dict[str, torch.Tensor]], wishes: list[bool]) -> tuple[StepNumbers, bool]:

@@ -169,6 +169,29 @@ def test_no_validation_share_gives_no_validation_data(config_for, read):
     assert read(config_for(1, 1, "data.valid_ratio=0"))[1].valid is None
 
 
+def test_documents_of_a_sequence_are_those_of_the_data_set(config_for, read):
+    """Their lengths, from token ids, are those that Megatron-Core's index gives."""
+    _, data, (batch, *_) = read(config_for(1, 0, "data.attention=document"), stop=1)
+    (source,) = data.train.datasets
+    for row in range(2):
+        _, document_ids = source._query_document_sample_shuffle_indices(data.train.dataset_sample_index[row])
+        lengths = torch.unique_consecutive(batch.document_BS[row], return_counts=True)[1].tolist()
+        whole = [int(source.dataset.index.sequence_lengths[number]) for number in document_ids]
+        # the index also names the document of the label that is one token further
+        assert len(whole) - len(lengths) in (0, 1) and lengths[1:-1] == whole[1 : len(lengths) - 1]
+        assert lengths[0] <= whole[0] and lengths[-1] <= whole[len(lengths) - 1]
+    assert int(batch.document_BS.max()) > 0
+
+
+def test_attention_within_documents_changes_no_sequence(config_for, read):
+    across, within = (read(config_for(1, 1, f"data.attention={word}"))[2] for word in ("sequence", "document"))
+    for ours, theirs in zip(within, across, strict=True):
+        assert torch.equal(ours.tokens_BS, theirs.tokens_BS) and torch.equal(ours.labels_BS, theirs.labels_BS)
+        assert torch.equal(ours.loss_mask_BS, theirs.loss_mask_BS)
+        begins_BS = ours.position_ids_BS[:, 1:] == 0
+        assert torch.equal(begins_BS, ours.tokens_BS[:, 1:] == 1) and torch.equal(begins_BS, ours.tokens_BS[:, :-1] == 2)
+
+
 # ---- the blend and its account
 
 
@@ -265,6 +288,16 @@ def test_sentences_are_refused(small_config, tmp_path, token_folder):
     tokenize(source, tmp_path / "set", settings)
     message = refusal(small_config, tmp_path / "set")
     assert "'set' holds sentences" in message and "tokenise without --split-sentences" in message
+
+
+def test_documents_without_marks_are_refused_where_attention_stays_within_them(small_config, tmp_path, token_folder):
+    source = tmp_path / "source.jsonl"
+    source.write_text('{"text": "咳と熱。心臓と肺と肝臓。"}\n' * 100, encoding="utf-8")
+    settings = TokenizeSettings(tokenizer=token_folder / "tokenizer.model", bos=False, eos=False, progress=False)
+    tokenize(source, tmp_path / "set", settings)
+    message = refusal(small_config, tmp_path / "set", changes=(*SMALL, "data.attention=document"))
+    assert "'set' marks neither begin nor end of its documents" in message and "--no-bos --no-eos" in message
+    assert load_token_sets(small_config(f'data.blend=[{{name="set", path="{tmp_path / "set"}", weight=1}}]', *SMALL))
 
 
 def test_everything_wrong_is_named_at_once(small_config, own_tokens, tmp_path):

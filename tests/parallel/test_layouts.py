@@ -40,7 +40,8 @@ FOUR_RANKS_LAYOUTS = {
 }
 DENSE = ["model.num_experts=0", "model.router_topk=0", "parallel.ep=1"]
 TIED = ["model.tied_embeddings=true"]
-KINDS = {"dense": DENSE, "tied": [*ONE_RANK, *TIED], "dense_tied": [*DENSE, *TIED]}
+WITHIN = ["data.attention=document"]
+KINDS = {"dense": DENSE, "tied": [*ONE_RANK, *TIED], "dense_tied": [*DENSE, *TIED], "within": [*ONE_RANK, *WITHIN]}
 # a run of a kind above, resumed at another layout: (kind, changes)
 LAYOUTS_OF_KINDS = {
     "dense_tp2": ("dense", ["parallel.tp=2"]),
@@ -50,13 +51,16 @@ LAYOUTS_OF_KINDS = {
     "tied_pp2": ("tied", ["parallel.pp=2"]),
     "tied_pp2_vpp2": ("tied", ["parallel.pp=2", "parallel.vpp=2"]),
     "dense_tied_tp2": ("dense_tied", ["parallel.tp=2"]),
+    "within_tp2": ("within", [*LAYOUTS["tp2"], "budget.recompute=selective"]),
+    "within_pp2_vpp2_recompute": ("within", [*LAYOUTS["pp2_vpp2"], "budget.recompute=full"]),
+    "within_cp2": ("within", ["parallel.cp=2"]),
 }
 FOUR_RANKS_OF_KINDS = {
     "dense_pp2_vpp2_dp2_overlap": ("dense", ["parallel.pp=2", "parallel.vpp=2", "parallel.overlap_grad_reduce=true",
                                              "parallel.overlap_param_gather=true", "budget.recompute=full"]),
     "tied_pp2_dp2": ("tied", ["parallel.pp=2"]),
     "dense_cp2_tp2_sequence": ("dense", ["parallel.cp=2", "parallel.tp=2", "parallel.sequence_parallel=true"]),
-    "tied_cp2_pp2": ("tied", ["parallel.cp=2", "parallel.pp=2"]),
+    "within_cp4_recompute": ("within", FOUR_RANKS_LAYOUTS["cp4_ep2"]),
     "dense_tied_tp2_pp2": ("dense_tied", ["parallel.tp=2", "parallel.pp=2"]),
 }
 # vocabularies of 2000 and, at tp2, 2080 rows
@@ -68,7 +72,7 @@ RESAVED = {
     "one_at_tp2_ep2": ("one", LAYOUTS["tp2_ep2"]),
     "one_at_pp2": ("one", LAYOUTS["pp2"]),
     "one_at_pp2_vpp2": ("one", LAYOUTS["pp2_vpp2"]),
-    "one_at_pp2_vpp2_at_pp2": ("one_at_pp2_vpp2", LAYOUTS["pp2"]),
+    "one_at_pp2_vpp2_at_pp1": ("one_at_pp2_vpp2", ONE_RANK),
     "one_at_cp2": ("one", LAYOUTS["cp2"]),
     "one_at_dp2": ("one", ONE_RANK),
     "bf16_at_ep2": ("bf16", ["parallel.ep=2", "precision.compute=bf16"]),
@@ -213,12 +217,18 @@ def test_trained_at_ep2_resumes_at_tp2_pp2_with_its_moments(trained, step_record
 
 @pytest.mark.parametrize(("name", "kind"), [
     (name, kind) for name, (kind, _) in {**LAYOUTS_OF_KINDS, **FOUR_RANKS_OF_KINDS}.items()])
-def test_dense_and_tied_models_resume_at_every_layout(trained, step_records, name, kind):
+def test_every_kind_resumes_at_every_layout(trained, step_records, name, kind):
     ours, reference = step_records(name), step_records(kind)
     assert set(ours) == set(STEPS)
     for step in STEPS:
         assert ours[step]["loss"] == pytest.approx(reference[step]["loss"], rel=1e-6)
         assert ours[step]["grad_norm"] == pytest.approx(reference[step]["grad_norm"], rel=1e-4)
+
+
+def test_attention_within_documents_is_another_run(trained, step_records):
+    """So that the layouts of "within" are compared with it to more than they could agree by ignoring the documents."""
+    within, across = step_records("within"), step_records("one")
+    assert all(within[step]["loss"] != pytest.approx(across[step]["loss"], rel=1e-5) for step in (1, *STEPS))
 
 
 @pytest.mark.parametrize("name", ["one", "tp2_pp2", *KINDS, *LAYOUTS_OF_KINDS, *FOUR_RANKS_OF_KINDS])
