@@ -1,10 +1,11 @@
-"""Token sets + blend -> the sequences of each step, through Megatron-Core's GPTDataset and BlendedDataset.
+"""Token sets + blend -> the sequences of each step, through Megatron-Core's GPTDataset.
 
 Documents are packed one after the other into sequences of `seq_length`; attention and positions run across documents,
-as in the pre-training of LLM-jp-3. Invariant: which sequences step N reads depends on config, token sets and N alone,
-not on the number of ranks or on where the run was interrupted: sequence i of the global order belongs to step
-i // global_batch_size. So it can be said of any step, without a log of it (replay.py), and a step that is skipped
-(`data.skip_steps`) takes its own sequences with it and moves no other.
+as in the pre-training of LLM-jp-3, or (`data.attention`) stay within each; the last token of a document learns the first
+of the next either way. Invariant: which sequences step N reads depends on config, token sets and N alone, not on the number
+of ranks or on where the run was interrupted: sequence i of the global order belongs to step i // global_batch_size. So it
+can be said of any step, without a log of it (replay.py), and a step that is skipped (`data.skip_steps`) takes its own
+sequences with it and moves no other.
 
 Steps count from 0 here and in the loop, and from 1 for people: in metrics.jsonl, `data.skip_steps`, checkpoints, replay.
 """
@@ -20,25 +21,26 @@ import megatron_jmed.parallel  # noqa: F401  (its CPU patches come before the fi
 # isort: split
 import numpy as np
 import torch
-from megatron.core.datasets.blended_dataset import BlendedDataset
-from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
+from megatron.core.datasets.utils import Split
 
 from megatron_jmed.config import RunConfig
 from megatron_jmed.corpus.tokens import TokenSet
-from megatron_jmed.data.batch import Batch, batch_from_sample
+from megatron_jmed.data.batch import Batch, DocumentMarks, batch_from_sample
 from megatron_jmed.data.batch_hashes import BatchHashes
+from megatron_jmed.data.blended import BlendedSequences, blend, open_sources, take_turns
 from megatron_jmed.data.index_cache import whole_cache
-from megatron_jmed.data.sources import index_cache_of, num_sequences, split_of
+from megatron_jmed.data.sources import has_mark, index_cache_of, num_sequences
 from megatron_jmed.parallel import Groups
 from megatron_jmed.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class _TokenIds:
-    """Stands for the tokenizer in Megatron-Core's dataset config: the ids are already written, none is special."""
+    """Stands for the tokenizer in Megatron-Core's dataset config: the ids are already written, none is special to it."""
 
     unique_identifiers: tuple[str, ...]  # becomes part of the index cache's name
+    marks: DocumentMarks
     eod: int = -1
     pad: int = -1  # no id in the data equals it, so no label is masked by mistake
     vocab_size: int | None = None
@@ -46,10 +48,10 @@ class _TokenIds:
 
 @dataclass(frozen=True)
 class PretrainData:
-    """The blended sequences of a run; `valid` is None where nothing is kept for validation."""
+    """The blended sequences of a run; `valid` (every source alike) is None where nothing is kept for validation."""
 
-    train: BlendedDataset
-    valid: BlendedDataset | None
+    train: BlendedSequences
+    valid: BlendedSequences | None
     source_names: tuple[str, ...]
     index_cache: Path
 
@@ -65,30 +67,45 @@ class PretrainData:
         return [int(count) for count in found]
 
 
+def _document_marks(token_sets: list[TokenSet]) -> DocumentMarks:
+    """What stands at the begin or the end of documents in any of the token sets (which share their tokenizer)."""
+    ids = token_sets[0].tokenizer
+    return DocumentMarks(begin=ids.bos_id if any(has_mark(token_set, "bos") for token_set in token_sets) else None,
+                         end=ids.eos_id if any(has_mark(token_set, "eos") for token_set in token_sets) else None)
+
+
 def build_data(config: RunConfig, token_sets: list[TokenSet]) -> PretrainData:
     """The run's sequences; an index cache that is not there is built by rank 0 first. Collective over all ranks."""
     prefixes = [token_set.prefix for token_set in token_sets]
     weights = [source.weight for source in config.data.blend]
+    valid_ratio, (num_train, num_valid) = config.data.valid_ratio, num_sequences(config)
 
-    def build(cache: Path, is_mine: bool) -> list[BlendedDataset | None]:
-        dataset_config = GPTDatasetConfig(
-            random_seed=config.seed,
-            sequence_length=config.budget.seq_length,
-            blend=(prefixes, weights),
-            split=split_of(config),
-            path_to_cache=str(cache),
-            tokenizer=_TokenIds(tuple(t.tokenizer_sha256 for t in token_sets)),
-            reset_position_ids=False,
-            reset_attention_mask=False,
-            eod_mask_loss=False,
-            create_attention_mask=False,
-        )
-        return BlendedMegatronDatasetBuilder(GPTDataset, num_sequences(config), lambda: is_mine, dataset_config).build()
+    def build(cache: Path) -> tuple[BlendedSequences, BlendedSequences | None]:
+        dataset_config = _dataset_config(config, token_sets, cache)
+        train = BlendedSequences(open_sources(prefixes, valid_ratio, Split.train, dataset_config),
+                                 *blend(weights, num_train, cache))
+        valid = BlendedSequences(open_sources(prefixes, valid_ratio, Split.valid, dataset_config),
+                                 *take_turns(len(prefixes), num_valid)) if num_valid else None
+        return train, valid
 
     caches, made_for = index_cache_of(config, token_sets)
     cache = whole_cache(caches, made_for, build)
-    train, valid, _ = build(cache, True)
+    train, valid = build(cache)
     return PretrainData(train, valid, tuple(source.name for source in config.data.blend), cache)
+
+
+def _dataset_config(config: RunConfig, token_sets: list[TokenSet], cache: Path) -> GPTDatasetConfig:
+    return GPTDatasetConfig(
+        random_seed=config.seed,
+        sequence_length=config.budget.seq_length,
+        split="1,0,0",  # read by Megatron-Core's builder alone, which is not used; it must be given
+        path_to_cache=str(cache),
+        tokenizer=_TokenIds(tuple(t.tokenizer_sha256 for t in token_sets), _document_marks(token_sets)),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
 
 
 class _RankSequences(torch.utils.data.Sampler):
@@ -117,12 +134,12 @@ class _RankSequences(torch.utils.data.Sampler):
                 yield list(range(start, start + self.micro_batch_size))
 
 
-def batches(config: RunConfig, dataset: BlendedDataset, groups: Groups, start_step: int, num_steps: int,
+def batches(config: RunConfig, dataset: BlendedSequences, groups: Groups, start_step: int, num_steps: int,
             device: torch.device) -> Iterator[Batch]:
     """This rank's micro-batches of steps `start_step` to `num_steps`, in order."""
     sampler = _RankSequences(start_step, num_steps, config.budget.global_batch_size, config.budget.micro_batch_size,
                              groups.dp.rank(), groups.dp.size())
-    return (batch_from_sample(sample, device) for sample in _loaded(config, dataset, sampler, device))
+    return _as_batches(config, dataset, groups, _loaded(config, dataset, sampler, device), device)
 
 
 def train_batches(config: RunConfig, data: PretrainData, groups: Groups, start_step: int, device: torch.device) -> Iterator[Batch]:
@@ -133,10 +150,11 @@ def train_batches(config: RunConfig, data: PretrainData, groups: Groups, start_s
     if config.log.hash_batches:
         hashes = BatchHashes(RunFolder(config.run_folder), torch.distributed.get_rank(), config.budget.global_batch_size)
         samples = hashes.recorded(iter(sampler), samples)
-    return (batch_from_sample(sample, device) for sample in samples)
+    return _as_batches(config, data.train, groups, samples, device)
 
 
-def _loaded(config: RunConfig, dataset: BlendedDataset, sampler: _RankSequences, device: torch.device) -> Iterator[dict[str, Any]]:
+def _loaded(config: RunConfig, dataset: BlendedSequences, sampler: _RankSequences,
+            device: torch.device) -> Iterator[dict[str, Any]]:
     loader = torch.utils.data.DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -147,9 +165,15 @@ def _loaded(config: RunConfig, dataset: BlendedDataset, sampler: _RankSequences,
     return iter(loader)
 
 
+def _as_batches(config: RunConfig, dataset: BlendedSequences, groups: Groups, samples: Iterator[dict[str, Any]],
+                device: torch.device) -> Iterator[Batch]:
+    marks = dataset.config.tokenizer.marks if config.data.attention == "document" else None
+    return (batch_from_sample(sample, device, groups.cp.rank(), groups.cp.size(), marks) for sample in samples)
+
+
 def _ignore_job_signals(_worker: int) -> None:
     # Slurm sends the job's signals to every process of a step; a loader that dies of one takes the checkpoint with it.
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 

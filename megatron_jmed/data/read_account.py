@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from megatron_jmed.corpus.provenance import MIXED
-from megatron_jmed.data.replay import Replay, SourceOrder
+from megatron_jmed.data.replay import EpochOrder, Replay
 from megatron_jmed.errors import ConfigError
 
 POSITIONS_AT_ONCE = 2**22
@@ -44,16 +44,18 @@ def _is_read(replay: Replay, step: int) -> np.ndarray:
 
 def _groups(replay: Replay, source: int, is_read: np.ndarray) -> list[dict[str, Any]]:
     """What was read of a source, by source and language of its documents."""
-    order, lengths = replay.orders[source], np.array(replay.indices[source].lengths)
+    lengths = np.array(replay.indices[source].lengths)
     mine = np.flatnonzero(is_read & (replay.dataset_index[: len(is_read)] == source))
-    is_sample_read = np.zeros(len(order.shuffle_index), bool)
-    is_sample_read[order.shuffle_index[replay.dataset_sample_index[mine]]] = True
     names, groups = _names_and_groups(replay, source)
     num_train = replay.num_train_documents(source)
     tokens, is_seen = np.zeros(len(names), np.int64), np.zeros(len(lengths), bool)
-    for documents, num_tokens in _tokens_read(order, lengths, is_sample_read, replay.config.budget.seq_length):
-        tokens += np.bincount(groups[documents], num_tokens, len(names)).astype(np.int64)
-        is_seen[documents[num_tokens > 0]] = True
+    for epoch, inside in replay.by_epoch(source, mine):
+        order = replay.orders[source][epoch]
+        is_sample_read = np.zeros(len(order.shuffle_index), bool)
+        is_sample_read[order.shuffle_index[inside.drawings]] = True
+        for documents, num_tokens in _tokens_read(order, lengths, is_sample_read, replay.config.budget.seq_length):
+            tokens += np.bincount(groups[documents], num_tokens, len(names)).astype(np.int64)
+            is_seen[documents[num_tokens > 0]] = True
     in_train = groups[:num_train]
     epoch = np.bincount(in_train, lengths[:num_train], len(names)).astype(np.int64)
     seen, there = (np.bincount(which, minlength=len(names)) for which in (groups[is_seen], in_train))
@@ -72,7 +74,7 @@ def _names_and_groups(replay: Replay, source: int) -> tuple[list[tuple[str, str]
     return [(only[0], lang)], np.zeros(token_set.num_documents, np.int16)
 
 
-def _tokens_read(order: SourceOrder, lengths: np.ndarray, is_read: np.ndarray, seq_length: int
+def _tokens_read(order: EpochOrder, lengths: np.ndarray, is_read: np.ndarray, seq_length: int
                  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each position of the stream, a few million at a time: its document, and how many of its tokens were read.
 

@@ -5,24 +5,26 @@ and (read_account.py) tokens, epochs and unique documents up to any step. No pro
 index cache is a few arrays, read memory-mapped, and every question is some passes of numpy over them. Global sequence g
 (step g // global_batch_size) is
 
-    source d = dataset_index[g], its drawing i = dataset_sample_index[g]          (BlendedDataset)
-    sample s = shuffle_index[i]                                                   (GPTDataset of source d)
+    source d = dataset_index[g], its drawing i = dataset_sample_index[g]          (blended.py)
+    epoch e = i // N and sample s = shuffle_index[i % N], of the N samples of an epoch of source d
     the tokens from sample_index[s] to sample_index[s + 1]: pairs (position p, offset in the document there)
     document_index[p] = the number of the document at position p
 
-`document_index` lists the documents of the training part once for each epoch. Laid end to end they are a stream of
-tokens, and sample s is its tokens s*S to (s+1)*S as inputs, and one more as the last label; that last one is the first
-input of sample s + 1. So a sequence has S + 1 tokens and counts as S, and a document whose first token is only a label
-there is listed with the tokens 0 to 1.
+The last three are arrays of Megatron-Core's GPTDataset, one of each for every epoch of a source. `document_index` lists the
+documents of the training part in the epoch's order. Laid end to end they are a stream of tokens, and sample s is its tokens
+s*S to (s+1)*S as inputs, and one more as the last label; that last one is the first input of sample s + 1. So a sequence
+has S + 1 tokens and counts as S, and a document whose first token is only a label there is listed with the tokens 0 to 1.
 
 Invariant: the tokens that are found here are those that the loop fed (tests compare hashes, `log.hash_batches`). Steps
 count from 1, as in metrics.jsonl; those of `data.skip_steps` are marked and count as not read.
 """
 
+import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,8 +38,8 @@ from megatron_jmed.errors import ConfigError, CorpusError
 
 
 @dataclass(frozen=True)
-class SourceOrder:
-    """In which order one source is read: Megatron-Core's three arrays of its training part."""
+class EpochOrder:
+    """In which order one source is read in one epoch: Megatron-Core's three arrays of its training part."""
 
     document_index: np.ndarray  # [positions]
     sample_index: np.ndarray  # [samples + 1, 2]
@@ -63,11 +65,18 @@ class Pieces:
         return Pieces(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
+class InEpoch(NamedTuple):
+    """Which of some sequences belong to an epoch, and the place of each of those in its order."""
+
+    mask: np.ndarray
+    drawings: np.ndarray
+
+
 class Replay:
-    """Answers for one run. `orders`, `token_sets` and the listings are those of the blend's sources, in its order."""
+    """Answers for one run. `orders` (of each source its epochs), `token_sets` and the listings are in the order of the blend."""
 
     def __init__(self, config: RunConfig, token_sets: list[TokenSet], dataset_index: np.ndarray, dataset_sample_index: np.ndarray,
-                 orders: list[SourceOrder]):
+                 orders: list[list[EpochOrder]]):
         self.config = config
         self.source_names = tuple(source.name for source in config.data.blend)
         self.token_sets, self.orders = token_sets, orders
@@ -83,23 +92,34 @@ class Replay:
             raise ConfigError(f"steps {first} to {last}: the run has the steps 1 to {self.config.num_steps:,}")
         batch = self.config.budget.global_batch_size
         sequences = np.arange((first - 1) * batch, last * batch)
-        found = [self._pieces_of(source, sequences[self.dataset_index[sequences] == source])
-                 for source in range(len(self.orders))]
+        found = []
+        for source, orders in enumerate(self.orders):
+            mine = sequences[self.dataset_index[sequences] == source]
+            for epoch, inside in self.by_epoch(source, mine):
+                found.append(self._pieces_of(source, orders[epoch], mine[inside.mask], inside.drawings))
         return _in_order(found)
 
-    def _pieces_of(self, source: int, sequences: np.ndarray) -> Pieces:
-        """Of global sequences that are all of one source."""
-        order = self.orders[source]
-        samples = order.shuffle_index[self.dataset_sample_index[sequences]].astype(np.int64)
+    def by_epoch(self, source: int, sequences: np.ndarray) -> Iterator[tuple[int, "InEpoch"]]:
+        """The epochs that global sequences of one source belong to, with which of them do, and their places in it."""
+        drawings = self.dataset_sample_index[sequences]
+        for epoch, order in enumerate(self.orders[source]):
+            first = epoch * len(order.shuffle_index)
+            mask = (drawings >= first) & (drawings < first + len(order.shuffle_index))
+            if mask.any():
+                yield epoch, InEpoch(mask, drawings[mask] - first)
+
+    def _pieces_of(self, source: int, order: EpochOrder, sequences: np.ndarray, drawings: np.ndarray) -> Pieces:
+        """Of global sequences that are all of one epoch of one source."""
+        samples = order.shuffle_index[drawings].astype(np.int64)
         counts = _first_position(order, samples + 1) - _first_position(order, samples) + 1
         rows = np.repeat(np.arange(len(samples)), counts)
         before = np.cumsum(counts) - counts
         positions = _first_position(order, samples)[rows] + np.arange(len(rows)) - before[rows]
-        return self._cut(source, sequences[rows], samples[rows], positions)
+        return self._cut(source, order, sequences[rows], samples[rows], positions)
 
-    def _cut(self, source: int, sequences: np.ndarray, samples: np.ndarray, positions: np.ndarray) -> Pieces:
+    def _cut(self, source: int, order: EpochOrder, sequences: np.ndarray, samples: np.ndarray, positions: np.ndarray) -> Pieces:
         """One piece for each row: what of the document at a position belongs to a sample."""
-        order, batch = self.orders[source], self.config.budget.global_batch_size
+        batch = self.config.budget.global_batch_size
         documents = order.document_index[positions].astype(np.int64)
         (first, begin), (last, end) = (order.sample_index[which].astype(np.int64).T for which in (samples, samples + 1))
         return Pieces(
@@ -115,7 +135,17 @@ class Replay:
 
     def pieces_of_documents(self, source: int, documents: list[int] | np.ndarray) -> Pieces:
         """Everywhere in the run that these documents of a source stand; nothing for those kept for validation."""
-        order = self.orders[source]
+        of_source = np.flatnonzero(self.dataset_index == source)
+        found, first = [], 0
+        for order in self.orders[source]:
+            sequences = of_source[first : first + len(order.shuffle_index)]  # drawing i of a source is its sequence i
+            found.append(self._pieces_of_documents(source, order, documents, sequences))
+            first += len(order.shuffle_index)
+        return _in_order(found)
+
+    def _pieces_of_documents(self, source: int, order: EpochOrder, documents: list[int] | np.ndarray,
+                             sequences: np.ndarray) -> Pieces:
+        """In one epoch, of which the run reads `sequences`, in the order of their drawing."""
         positions = np.flatnonzero(np.isin(order.document_index, documents))
         firsts = np.ascontiguousarray(order.sample_index[:, 0])
         lowest = np.maximum(np.searchsorted(firsts, positions, side="left") - 1, 0)
@@ -123,26 +153,9 @@ class Replay:
         counts = np.maximum(highest - lowest + 1, 0)
         rows = np.repeat(np.arange(len(positions)), counts)
         samples = lowest[rows] + np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]
-        sequences = self._sequences_of(source, samples)
-        is_drawn = sequences >= 0
-        return _in_order([self._cut(source, sequences[is_drawn], samples[is_drawn], positions[rows][is_drawn])])
-
-    def _sequences_of(self, source: int, samples: np.ndarray) -> np.ndarray:
-        """The global sequence that each sample is; -1 for one that the run never draws."""
-        if not len(samples):
-            return samples
-        order = self.orders[source]
-        drawings = np.flatnonzero(np.isin(order.shuffle_index, samples))
-        of_samples = order.shuffle_index[drawings]
-        by_sample = np.argsort(of_samples, kind="stable")
-        wanted = drawings[by_sample][np.searchsorted(of_samples[by_sample], samples)]
-        sequences = self._sequences_from(source)
-        drawn = self.dataset_sample_index[sequences]  # rising: the first sequence of a source is its drawing 0
-        places = np.minimum(np.searchsorted(drawn, wanted), len(drawn) - 1)
-        return np.where(drawn[places] == wanted, sequences[places], -1) if len(drawn) else np.full(len(samples), -1)
-
-    def _sequences_from(self, source: int) -> np.ndarray:
-        return np.flatnonzero(self.dataset_index == source)
+        drawings = _drawings_of(order, samples)
+        is_read = drawings < len(sequences)
+        return self._cut(source, order, sequences[drawings[is_read]], samples[is_read], positions[rows][is_read])
 
     def find(self, identity: str) -> list[tuple[int, int]]:
         """(source, document number) of every document with this id; CorpusError if a source has no listing to look in."""
@@ -174,7 +187,8 @@ class Replay:
         return document >= self.num_train_documents(source)
 
     def num_train_documents(self, source: int) -> int:
-        return int(self.orders[source].document_index.max()) + 1  # the first documents of a set are trained on, all of them
+        """How many of a source's documents, its first, are trained on (`open_sources` of blended.py)."""
+        return round((1 - self.config.data.valid_ratio) * len(self.indices[source].lengths))
 
     # ---- tokens
 
@@ -198,12 +212,15 @@ def open_replay(config: RunConfig, token_sets: list[TokenSet]) -> Replay:
     if cache is None:
         raise CorpusError(f"{caches} holds no whole index cache of this run: it says which sequences the run reads. Run "
                           "tools/build_index_cache.py with the same config and changes, in the folder in which the run is started")
-    return Replay(config, token_sets, *_cached_indices(cache))
+    return Replay(config, token_sets, *(np.load(cache / f"blend-{name}.npy", mmap_mode="r")
+                                        for name in ("dataset_index", "dataset_sample_index")),
+                  _cached_orders(cache, config.seed, token_sets))
 
 
 def replay_of(config: RunConfig, token_sets: list[TokenSet], data: Any) -> Replay:
     """The same for a run in progress, from its `PretrainData`."""
-    orders = [SourceOrder(one.document_index, one.sample_index, one.shuffle_index) for one in data.train.datasets]
+    orders = [[EpochOrder(epoch.document_index, epoch.sample_index, epoch.shuffle_index) for epoch in source.epochs]
+              for source in data.train.sources]
     return Replay(config, token_sets, data.train.dataset_index, data.train.dataset_sample_index, orders)
 
 
@@ -226,26 +243,38 @@ def documents_of_step(config: RunConfig, token_sets: list[TokenSet], data: Any, 
     return lines
 
 
-def _cached_indices(cache: Path) -> tuple[np.ndarray, np.ndarray, list[SourceOrder]]:
-    """The arrays of a cache, memory-mapped. Its descriptions say which files are whose: the blend's lists its sources'."""
-    (blend,) = cache.glob("*-BlendedDataset-train-description.txt")
-    described = {path: json.loads(path.read_text()) for path in cache.glob("*-GPTDataset-train-description.txt")}
+def _cached_orders(cache: Path, seed: int, token_sets: list[TokenSet]) -> list[list[EpochOrder]]:
+    """The arrays of a cache, memory-mapped: a file's description says of which token set it is, and by its seed which epoch."""
+    found = {}
+    for path in cache.glob("*-GPTDataset-train-description.txt"):
+        words = json.loads(path.read_text())
+        arrays = (_array(path, name) for name in ("document_index", "sample_index", "shuffle_index"))
+        found[words["dataset_path"], words["random_seed"] - seed] = EpochOrder(*arrays)
     orders = []
-    for wanted in json.loads(blend.read_text())["datasets"]:
-        path = next(path for path, words in described.items() if words == wanted)
-        orders.append(SourceOrder(*(_array(path, name) for name in ("document_index", "sample_index", "shuffle_index"))))
-    return _array(blend, "dataset_index"), _array(blend, "dataset_sample_index"), orders
+    for token_set in token_sets:
+        epochs = itertools.takewhile(lambda key: key in found, ((token_set.prefix, epoch) for epoch in itertools.count()))
+        orders.append([found[key] for key in epochs])
+    return orders
 
 
 def _array(description: Path, name: str) -> np.ndarray:
     return np.load(description.with_name(description.name.replace("description.txt", f"{name}.npy")), mmap_mode="r")
 
 
-def _first_position(order: SourceOrder, samples: np.ndarray) -> np.ndarray:
+def _first_position(order: EpochOrder, samples: np.ndarray) -> np.ndarray:
     return order.sample_index[samples, 0].astype(np.int64)
+
+
+def _drawings_of(order: EpochOrder, samples: np.ndarray) -> np.ndarray:
+    """The place of each sample in the order of its epoch: where it stands in `shuffle_index`."""
+    places = np.flatnonzero(np.isin(order.shuffle_index, samples))
+    of_places = order.shuffle_index[places]
+    by_sample = np.argsort(of_places, kind="stable")
+    return places[by_sample][np.searchsorted(of_places[by_sample], samples)] if len(places) else np.zeros(0, np.int64)
 
 
 def _in_order(found: list[Pieces]) -> Pieces:
     """Pieces of several sources as one, by step and sequence; those of one sequence keep their order."""
-    joined = Pieces(*(np.concatenate([getattr(pieces, field.name) for pieces in found]) for field in fields(Pieces)))
+    empty = np.zeros(0, np.int64)
+    joined = Pieces(*(np.concatenate([empty, *(getattr(pieces, field.name) for pieces in found)]) for field in fields(Pieces)))
     return joined.where(np.lexsort((joined.sequence, joined.step)))

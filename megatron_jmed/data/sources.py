@@ -5,7 +5,7 @@ finds the same cache. Nothing here touches torch: a login node can ask what a ru
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from megatron_jmed.config import RunConfig
 from megatron_jmed.corpus.tokens import TokenSet, load_token_set
@@ -43,6 +43,9 @@ def _mismatches(config: RunConfig, name: str, token_set: TokenSet) -> list[str]:
     if token_set.vocab_size != config.model.vocab_size:
         wrong.append(f"data.blend source {name!r} was tokenised with {token_set.vocab_size} pieces; model.vocab_size is "
                      f"{config.model.vocab_size}")
+    if config.data.attention == "document" and not any(has_mark(token_set, mark) for mark in ("bos", "eos")):
+        wrong.append(f'data.blend source {name!r} marks neither begin nor end of its documents (it was tokenised with --no-bos '
+                     '--no-eos), so data.attention="document" cannot tell them apart; tokenise it with one of the two')
     train_share = 1 - config.data.valid_ratio
     if token_set.num_tokens * train_share <= config.budget.seq_length:
         wrong.append(f"data.blend source {name!r} has {token_set.num_tokens} tokens, less than one sequence of "
@@ -54,21 +57,21 @@ def _mismatches(config: RunConfig, name: str, token_set: TokenSet) -> list[str]:
     return wrong
 
 
-def split_of(config: RunConfig) -> str:
-    """The shares of training, validation and test, as Megatron-Core wants them."""
-    return f"{1 - config.data.valid_ratio},{config.data.valid_ratio},0"
+def has_mark(token_set: TokenSet, mark: Literal["bos", "eos"]) -> bool:
+    """Whether every document of the token set begins, or ends, with its mark."""
+    return bool(token_set.manifest.settings.get(mark))
 
 
 def num_sequences(config: RunConfig) -> list[int]:
-    """How many sequences are drawn for training, validation and test."""
-    valid = config.budget.eval_steps * config.budget.global_batch_size if config.data.valid_ratio else 0
-    return [config.num_steps * config.budget.global_batch_size, valid, 0]
+    """How many sequences are drawn for training and for validation."""
+    batch = config.budget.global_batch_size
+    return [config.num_steps * batch, config.budget.eval_steps * batch if config.data.valid_ratio else 0]
 
 
 def index_cache_of(config: RunConfig, token_sets: list[TokenSet]) -> tuple[Path, dict[str, Any]]:
     """The folder of index caches of a run, and what its own cache there is made for."""
-    made_for = {"seed": config.seed, "seq_length": config.budget.seq_length, "num_sequences": num_sequences(config),
-                "split": split_of(config),
+    made_for = {"order": 2, "seed": config.seed, "seq_length": config.budget.seq_length, "num_sequences": num_sequences(config),
+                "valid_ratio": config.data.valid_ratio,
                 "token_sets": [{"prefix": token_set.prefix, "weight": source.weight, "tokenizer": token_set.tokenizer_sha256,
                                 "sha256": {file.path: file.sha256 for file in token_set.manifest.files}}
                                for token_set, source in zip(token_sets, config.data.blend, strict=True)]}
