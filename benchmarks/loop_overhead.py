@@ -30,9 +30,10 @@ BLOCKS, STEPS_A_BLOCK = 16, 4
 def bare_step(stepper: Stepper, batch_iterator, lr: float) -> None:
     """What a training program cannot leave out."""
     set_learning_rate(stepper._optimizer, stepper._config.optim, lr)
-    stepper._model.zero_grad_buffer()
+    for chunk in stepper._model:
+        chunk.zero_grad_buffer()
     stepper._optimizer.zero_grad()
-    stepper._forward_backward(data_iterator=batch_iterator, forward_only=False)
+    stepper._forward_backward(data_iterator=[batch_iterator], forward_only=False)
     stepper._optimizer.step()
 
 

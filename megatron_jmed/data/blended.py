@@ -28,7 +28,7 @@ class SourceSequences:
     """
 
     def __init__(self, indexed: IndexedDataset, prefix: str, documents: range, split: Split, config: GPTDatasetConfig):
-        self._indexed, self._prefix, self._split, self._config = indexed, prefix, split, config
+        self._indexed, self._prefix, self._split, self.config = indexed, prefix, split, config
         self._documents = np.arange(documents.start, documents.stop, dtype=np.int32)
         self.epochs: list[GPTDataset] = []
 
@@ -36,12 +36,12 @@ class SourceSequences:
     def num_sequences(self) -> int:
         """Whole sequences in an epoch; each takes one token of the next for its last label."""
         tokens = int(np.sum(self._indexed.sequence_lengths[self._documents], dtype=np.int64))
-        return (tokens - 1) // self._config.sequence_length
+        return (tokens - 1) // self.config.sequence_length
 
     def build(self, num_sequences: int) -> None:
         """Build, or open from the cache, the epochs that the first `num_sequences` sequences touch."""
         for epoch in range(len(self.epochs), -(-num_sequences // self.num_sequences)):
-            config = replace(self._config, random_seed=self._config.random_seed + epoch)
+            config = replace(self.config, random_seed=self.config.random_seed + epoch)
             self.epochs.append(GPTDataset(self._indexed, self._prefix, self._documents, None, self._split, config))
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
@@ -56,6 +56,10 @@ class BlendedSequences(torch.utils.data.Dataset):
         self.sources, self.dataset_index, self.dataset_sample_index = sources, dataset_index, dataset_sample_index
         for number, source in enumerate(sources):
             source.build(int(np.count_nonzero(dataset_index == number)))
+
+    @property
+    def config(self) -> GPTDatasetConfig:
+        return self.sources[0].config
 
     def __len__(self) -> int:
         return len(self.dataset_index)

@@ -29,7 +29,7 @@ class Beginning:
     contract: list[str]
 
 
-def restore(config: RunConfig, world: World, checkpoint: Path | None, model: DistributedDataParallel,
+def restore(config: RunConfig, world: World, checkpoint: Path | None, model: list[DistributedDataParallel],
             optimizer: ChainedOptimizer, groups: Groups) -> Beginning:
     """Load what the run begins from into model and optimizer. Collective over all ranks."""
     folder = RunFolder(config.run_folder)

@@ -29,7 +29,7 @@ from megatron_jmed.run_folder import CheckpointState
 from megatron_jmed.train.writer import PendingSave
 
 
-def begin_save(folder: Path, state: CheckpointState, model: DistributedDataParallel, optimizer: ChainedOptimizer | None,
+def begin_save(folder: Path, state: CheckpointState, model: list[DistributedDataParallel], optimizer: ChainedOptimizer | None,
                groups: Groups) -> PendingSave:
     """Begin to write everything a resume needs, or (without an optimizer) the weights. Collective over all ranks."""
     name = [f"partial_{folder.name}_{uuid.uuid4().hex[:8]}"]

@@ -25,7 +25,7 @@ from megatron_jmed.train.writer import PendingSave
 class Saver:
     """Saves one run's model and optimizer; all methods are collective over all ranks."""
 
-    def __init__(self, config: RunConfig, world: World, model: DistributedDataParallel, optimizer: ChainedOptimizer,
+    def __init__(self, config: RunConfig, world: World, model: list[DistributedDataParallel], optimizer: ChainedOptimizer,
                  groups: Groups, monitor: Monitor, blend_account: Callable[[int], dict[str, Any]]):
         self._config, self._world, self._folder = config, world, RunFolder(config.run_folder)
         self._model, self._optimizer, self._groups = model, optimizer, groups

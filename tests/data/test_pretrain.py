@@ -192,7 +192,7 @@ def test_no_validation_share_gives_no_validation_data(config_for, read):
 def test_documents_of_a_sequence_are_those_of_the_data_set(config_for, read):
     """Their lengths, from token ids, are those that Megatron-Core's index gives."""
     _, data, (batch, *_) = read(config_for(1, 0, "data.attention=document"), stop=1)
-    (source,) = data.train.datasets
+    source = data.train.sources[0].epochs[0]
     for row in range(2):
         _, document_ids = source._query_document_sample_shuffle_indices(data.train.dataset_sample_index[row])
         lengths = torch.unique_consecutive(batch.document_BS[row], return_counts=True)[1].tolist()
