@@ -127,7 +127,7 @@ def test_a_run_can_begin_with_it(checkpoints, small_config, groups, tmp_path):
     assert checkpoint == tmp_path / "average" and not state.has_optimizer
     model = build_data_parallel_model(config, groups)
     load_weights(checkpoint, model, build_optimizer(config, model, groups), groups)
-    norm = dict(model.named_parameters())["module.decoder.final_layernorm.weight"]
+    norm = dict(model[0].named_parameters())["module.decoder.final_layernorm.weight"]
     expected = (tensors[0]["model.norm.weight"] + tensors[1]["model.norm.weight"]) / 2
     torch.testing.assert_close(norm.detach(), expected, rtol=1e-6, atol=1e-6)
 
