@@ -2,7 +2,8 @@
 
 Out: RUN/batches/rank_N.jsonl, one line a sequence: {"step", "sequence", "hash"}; step as in metrics.jsonl (the first is
 1), sequence within the step from 0. All ranks that are given a sequence write it: those that share a model (tensor and
-context parallelism, the stages of a pipeline) hold the same. A resumed run appends. What the hashes should be, replay.py says from the index alone.
+context parallelism, the stages of a pipeline) hold the same. A resumed run appends. What the hashes should be, replay.py
+says from the index alone.
 """
 
 import hashlib
