@@ -54,6 +54,7 @@ class ParallelConfig(Section):
 
     tp: int = Field(1, gt=0)
     pp: int = Field(1, gt=0)
+    vpp: int = Field(1, gt=0, description="layer chunks a pipeline stage holds: interleaved pipeline")
     ep: int = Field(1, gt=0)
     cp: int = Field(1, gt=0)
     etp: int = Field(1, gt=0, description="tensor parallelism inside an expert")
