@@ -12,6 +12,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 SIZES = ("parallel.ep=1", "model.num_layers=4", "model.hidden_size=128", "model.num_attention_heads=8", "model.num_query_groups=4",
@@ -20,6 +21,7 @@ SIZES = ("parallel.ep=1", "model.num_layers=4", "model.hidden_size=128", "model.
 BF16 = ("precision.compute=bf16",)
 DENSE = ("model.num_experts=0", "model.router_topk=0")
 SPLIT = ("parallel.tp=2", "parallel.etp=2", "parallel.sequence_parallel=true")
+STATE = ("weights", "gradients", "optimizer")
 CASES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     *((f"MoE fp32 {r}", 1, (f"budget.recompute={r}",)) for r in ("none", "selective", "full")),
     *((f"MoE bf16 {r}", 1, (*BF16, f"budget.recompute={r}")) for r in ("none", "selective", "full")),
@@ -41,7 +43,7 @@ def main() -> None:
         return
     wanted = sys.argv[1:]
     print("| case | stage | weights | gradients | optimizer | kept activations | predicted | error | peak beside state | predicted "
-          "| error | busiest rank |\n|---|---|---|---|---|---|---|---|---|---|---|---|")
+          "| error | largest load |\n|---|---|---|---|---|---|---|---|---|---|---|---|")
     for name, num_ranks, changes in CASES:
         if all(word in name for word in wanted):
             for line in table_lines(name, num_ranks, changes, run_ranks(num_ranks, changes)):
@@ -60,27 +62,32 @@ def run_ranks(num_ranks: int, changes: tuple[str, ...]) -> list[dict]:
 
 def table_lines(name: str, num_ranks: int, changes: tuple[str, ...], ranks: list[dict]) -> Iterator[str]:
     from megatron_jmed.config import load_config
-    from megatron_jmed.train.activations import kept_logits_bytes
+    from megatron_jmed.train.activations import kept_head_bytes
     from megatron_jmed.train.estimate import stage_memory
     from megatron_jmed.train.machine import BALANCED
 
     config = load_config("tiny", [*SIZES, *changes])
     for stage in range(config.parallel.pp):
-        plan = stage_memory(config, num_ranks, stage, BALANCED)
         held = [rank for rank in ranks if rank["stage"] == stage]
+        balanced = stage_memory(config, num_ranks, stage, BALANCED)
+        exact = "".join(f" {_difference(_mean(held, part), getattr(balanced, part))} |" for part in STATE)
+        saved = " | | |"
+        if config.parallel.pp == 1:
+            saved = _comparison(_mean(held, "saved"), balanced.activations + kept_head_bytes(config))
+        # one layer is rebuilt at a time: the busiest counts; else all layers' activations are there, and their mean counts
+        load = "busiest_layer_load" if config.budget.recompute == "full" else "load"
+        plans = [stage_memory(config, num_ranks, stage, replace(BALANCED, imbalance=rank[load])) for rank in held]
+        peak = _comparison(_mean(held, "peak"), sum(plan.peak for plan in plans) / len(plans))
+        loads = max(rank[load] for rank in held)
+        yield f"| {name} | {stage} |{exact}{saved}{peak} {loads:.2f} |"
 
-        def mean(part: str, held=held) -> float:
-            return sum(rank[part] for rank in held) / len(held)
 
-        exact = "".join(f" {_difference(mean(part), getattr(plan, part))} |" for part in ("weights", "gradients", "optimizer"))
-        kept = ""
-        for part, predicted in (("saved", plan.activations + kept_logits_bytes(config)), ("peak", plan.peak)):
-            if held[0][part] is None:
-                kept += " | | |"
-                continue
-            kept += f" {mean(part):,.0f} | {predicted:,.0f} | {predicted / mean(part) - 1:+.1%} |"
-        busiest = max(rank["peak"] for rank in held) / mean("peak") - 1
-        yield f"| {name} | {stage} |{exact}{kept} {busiest:+.1%} |"
+def _mean(held: list[dict], part: str) -> float:
+    return sum(rank[part] for rank in held) / len(held)
+
+
+def _comparison(measured_bytes: float, predicted_bytes: float) -> str:
+    return f" {measured_bytes:,.0f} | {predicted_bytes:,.0f} | {predicted_bytes / measured_bytes - 1:+.1%} |"
 
 
 def _difference(measured_bytes: float, predicted_bytes: float) -> str:
@@ -106,6 +113,7 @@ def measured(changes: list[str]) -> dict:
     optimizer = build_optimizer(config, model, groups)
     stepper = Stepper(config, groups, model, optimizer, ("a",))
     stepper.train(fake_batches(config), lr=1e-4, wants_stop=False)  # the first step makes the moments
+    loads = expert_loads(model, config)
     with PeakBytes() as alive:
         stepper._model.zero_grad_buffer()
         stepper._forward_backward(data_iterator=fake_batches(config), forward_only=False)
@@ -115,11 +123,26 @@ def measured(changes: list[str]) -> dict:
                      for value in tensors.values() if hasattr(value, "dim") and value.dim())
     masters = storages(master for part in optimizer.chained_optimizers for group in part.shard_fp32_from_float16_groups
                        for master in group)
+    # no recompute: one entry a layer; the micro-batch that brings this rank the most tokens makes the peak
+    layers = config.model.num_layers // config.parallel.pp
+    mean_load = max((sum(loads[i:i + layers]) / layers for i in range(0, len(loads), layers)), default=1.0)
     answer = {"stage": groups.pp.rank(), "weights": total(weights), "gradients": total(gradients),
               "optimizer": total(state) + total({key: s for key, s in masters.items() if key not in weights}), "saved": saved,
-              "peak": alive.most}
+              "peak": alive.most, "load": mean_load, "busiest_layer_load": max(loads, default=1.0)}
     stop_groups()
     return answer
+
+
+def expert_loads(model, config) -> list[float]:
+    """A list that gets, at each forward pass of each layer, the tokens of this rank's experts over the balanced number."""
+    from megatron.core.transformer.moe.experts import SequentialMLP
+
+    loads, parallel = [], config.parallel
+    balanced = config.budget.micro_batch_size * config.budget.seq_length * config.model.router_topk / parallel.tp * parallel.etp
+    for module in model.modules():
+        if isinstance(module, SequentialMLP):
+            module.register_forward_pre_hook(lambda _, inputs: loads.append(inputs[0].shape[0] / balanced))
+    return loads
 
 
 def storages(tensors: Iterable) -> dict:

@@ -28,32 +28,36 @@ class LayerBytes:
 
     kept: float  # from the forward to the backward pass
     rebuilt: float  # by the backward pass before it begins: what recomputation saved
-    dispatcher: float  # send and receive buffers of the token dispatcher
-    gradients: float  # of activations, and of the largest weight before it is added to the gradient buffer
+    dispatcher: float  # buffers of the token dispatcher while a forward pass runs
+    gradients: float  # of activations and of one weight, while a backward pass runs
 
 
 def layer_bytes(config: RunConfig, recompute: str, imbalance: float) -> LayerBytes:
     """One layer under `recompute`, on a rank whose experts get `imbalance` times the mean number of tokens."""
     sizes = _Sizes(config, imbalance)
     everything = sizes.norms() + sizes.attention() + sizes.mlp()
-    kept = {"none": everything, "selective": everything - sizes.dropped(), "full": sizes.hidden}[recompute]
-    return LayerBytes(kept, everything - kept if recompute == "selective" else (everything if recompute == "full" else 0.0),
-                      sizes.dispatcher(), sizes.gradients())
+    kept, rebuilt = {
+        "none": (everything, 0.0),
+        "selective": (everything - sizes.dropped(), sizes.dropped()),
+        "full": (sizes.hidden, everything),
+    }[recompute]
+    return LayerBytes(kept, rebuilt, sizes.dispatcher(), sizes.gradients())
 
 
-def head_bytes(config: RunConfig) -> tuple[float, float]:
-    """(final norm and the head's input, the most bytes of logits and their gradients at once) on a rank of the last stage."""
+def head_bytes(config: RunConfig) -> float:
+    """The most bytes that final norm, head, loss and their gradients hold at once on a rank of the last stage."""
     sizes = _Sizes(config, 1.0)
     logits = sizes.tokens * config.padded_vocab_size / config.parallel.tp
     weight_gradient = sizes.value * config.padded_vocab_size * config.model.hidden_size / config.parallel.tp
     # the loss keeps exp(logits) in fp32, beside the bf16 logits or their gradient; then the head's own gradients
     loss = logits * (4 if sizes.value == 4 else 4 + sizes.value)
-    return sizes.norms() / 2, max(loss, logits * sizes.value + weight_gradient + sizes.hidden)
+    return sizes.norms() / 2 + max(loss, logits * sizes.value + weight_gradient + sizes.hidden)
 
 
-def kept_logits_bytes(config: RunConfig) -> float:
-    """exp(logits) in fp32, which autograd keeps from the loss to its backward pass on a rank of the last stage."""
-    return 4.0 * _Sizes(config, 1.0).tokens * config.padded_vocab_size / config.parallel.tp
+def kept_head_bytes(config: RunConfig) -> float:
+    """What autograd keeps of final norm, head and loss between the passes: their inputs, and exp(logits) in fp32."""
+    sizes = _Sizes(config, 1.0)
+    return sizes.norms() / 2 + 4.0 * sizes.tokens * config.padded_vocab_size / config.parallel.tp
 
 
 class _Sizes:
@@ -99,14 +103,25 @@ class _Sizes:
         return self.hidden + self.value * self.received * self.width
 
     def dispatcher(self) -> float:
+        """Permuted and sent; computed by the experts, sorted again and sent back (over etp ranks summed in fp32)."""
         if not self.model.num_experts:
-            return 0.0
-        return self.value * (self.sent + self.received) * self.model.hidden_size
+            return self.gathered()
+        summed = 4 * (self.received + self.sent) if self.parallel.etp > 1 else 0
+        return self.gathered() + self.model.hidden_size * (self.value * (self.sent + 2 * self.received) + summed)
+
+    def gathered(self) -> float:
+        """The whole sequence, which sequence parallelism collects for one product and does not keep."""
+        return self.value * self.tokens * self.model.hidden_size if self.parallel.sequence_parallel else 0.0
 
     def gradients(self) -> float:
+        """The worst of: the activation's backward pass, fc2's and fc1's; each frees what it read."""
         model, is_moe = self.model, self.model.num_experts > 0
         local_experts = max(1, model.num_experts // self.parallel.ep)
-        at_once = 1 if self.is_te else local_experts  # the local layer computes one expert after the other
-        rows = self.received / at_once if is_moe else self.tokens
-        weight = 2 * model.hidden_size * self.width * (local_experts if self.is_te and is_moe else 1)
-        return 2 * self.hidden + self.value * (3 * rows * self.width + weight)
+        # the local layer computes one expert after the other, and weighs their outputs in fp32
+        rows = (self.received / (1 if self.is_te else local_experts)) if is_moe else self.tokens
+        weight = model.hidden_size * self.width * (local_experts if self.is_te and is_moe else 1)
+        hidden = self.received * model.hidden_size if is_moe else 0.0
+        inner = rows * self.width
+        weighing = 8 * inner if is_moe and not self.is_te and self.value == 2 else 0.0
+        worst = max(2 * inner, inner + weight, 2 * weight + hidden - inner)
+        return self.gathered() + 2 * self.hidden + weighing + self.value * (2 * hidden + worst)

@@ -1,10 +1,10 @@
 """What will a run cost? Parameters, memory a rank, FLOPs, steps, epochs: arithmetic on the config, without torch.
 
 Legend: H hidden, F expert width, E experts, K experts a token, V padded vocabulary, N heads, G query groups, D head size,
-L layers. Bytes: bf16 weights 2 (fp32 4), fp32 gradients 4, and 12 for master and two moments (fp32 weights: 8), the last sharded over the
-data-parallel ranks (dense) or the expert-data-parallel ranks (experts). A dense layer counts as one expert that every
-token uses, without a router; a tied head is the embedding, of which a last stage of its own holds a copy. Weights, gradients
-and optimizer are exact; what a layer keeps is counted in `activations.py`, and how far off it is in benchmarks/plan.md.
+L layers. Bytes: bf16 weights 2 (fp32 4), fp32 gradients 4, and 12 for master and two moments (8 where weights are fp32), the
+last sharded over the data-parallel ranks (dense) or the expert-data-parallel ranks (experts). A dense layer counts as one
+expert that every token uses, without a router; a tied head is the embedding, of which a last stage of its own holds a copy.
+Weights, gradients and optimizer are exact; activations come from `activations.py`; benchmarks/plan.md says how far off they are.
 """
 
 import math
@@ -89,14 +89,16 @@ class StageMemory:
 
     stage: int
     params_on_rank: int
+    experts_on_rank: int  # of params_on_rank
     stage_params: int
     weights: float
     gradients: float
     optimizer: float
     activations: float  # kept between the passes, of all layers and micro-batches in flight
-    logits: float  # logits, loss and head at their worst moment; on the last stage
-    dispatcher: float  # send and receive buffers of one layer
-    working: float  # what one layer rebuilds, and its gradients, while its backward pass runs
+    head: float  # final norm, logits and loss at their worst moment; on the last stage
+    rebuilt: float  # what a layer computes again before its backward pass
+    dispatcher: float  # buffers of the token dispatcher of one layer
+    layer_gradients: float  # of activations and of one weight, while a layer's backward pass runs
     reserve: float  # what the allocator and the libraries hold beside it
 
     @property
@@ -106,8 +108,8 @@ class StageMemory:
 
     @property
     def peak(self) -> float:
-        """The most that one step allocates: the logits are gone before the last layer's backward pass begins."""
-        return self.activations + max(self.logits, self.dispatcher + self.working)
+        """The most that one step allocates; the head is done before a layer's backward pass, dispatching before its gradients."""
+        return self.activations + max(self.head, self.rebuilt + max(self.dispatcher, self.layer_gradients))
 
     @property
     def total(self) -> float:
@@ -131,20 +133,25 @@ def stage_memory(config: RunConfig, world_size: int, stage: int, machine: Machin
     copies = world_size // (parallel.tp * parallel.pp)  # context-parallel ranks share the optimizer's state too
     expert_copies = world_size // (parallel.ep * parallel.etp * parallel.pp)
     is_fp32 = config.precision.compute == "fp32"
+    # Transformer Engine keeps each matrix in fp8 twice, by rows and by columns, from micro-batch to micro-batch
+    attention_share = layers * params.attention_a_layer // parallel.tp
+    mlp_share = experts or layers * params.expert // parallel.tp
+    fp8_copies = 2 * (attention_share + mlp_share) if config.precision.compute == "fp8" else 0
     layer = layer_bytes(config, config.budget.recompute, machine.imbalance)
-    at_head, logits = head_bytes(config) if is_last else (0.0, 0.0)
     memory = StageMemory(
         stage=stage,
         params_on_rank=dense + experts,
+        experts_on_rank=experts,
         stage_params=ends + norms + layers * (params.attention_a_layer + params.num_experts * (params.expert + params.router_row)),
-        weights=(4 if is_fp32 else 2) * (dense + experts),
+        weights=(4 if is_fp32 else 2) * (dense + experts) + fp8_copies,
         gradients=BYTES_GRADIENT * (dense + experts),
         # fp32 weights are their own masters
         optimizer=(BYTES_OPTIMIZER - 4 * is_fp32) * (dense / copies + experts / expert_copies),
-        activations=layers_in_flight(config, world_size, stage) * layer.kept + at_head,
-        logits=logits,
+        activations=layers_in_flight(config, world_size, stage) * layer.kept,
+        head=head_bytes(config) if is_last else 0.0,
+        rebuilt=layer.rebuilt,
         dispatcher=layer.dispatcher,
-        working=layer.rebuilt + layer.gradients,
+        layer_gradients=layer.gradients,
         reserve=0.0,
     )
     return replace(memory, reserve=machine.reserve_gib * GIB + machine.fragmentation * memory.peak)
@@ -174,8 +181,9 @@ def num_micro_batches(config: RunConfig, world_size: int) -> int:
 
 
 def worst_stage(config: RunConfig, world_size: int, machine: Machine = H100) -> StageMemory:
-    """The stage that needs the most memory."""
-    return max((stage_memory(config, world_size, stage, machine) for stage in range(config.parallel.pp)), key=lambda m: m.total)
+    """The stage that needs the most memory: the first, with the most micro-batches in flight, or the last, with the head."""
+    stages = {0, config.parallel.pp - 1}
+    return max((stage_memory(config, world_size, stage, machine) for stage in stages), key=lambda memory: memory.total)
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
