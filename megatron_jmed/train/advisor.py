@@ -119,8 +119,8 @@ def legal_layouts(config: RunConfig, world_size: int, machine: Machine) -> Itera
     choices = _choices(config, machine)
     words = [choices[name] for name in ("tp", "pp", "vpp", "ep", "etp", "cp")]
     for tp, pp, vpp, ep, etp, cp in itertools.product(*words):
-        if vpp > 1 and (pp == 1 or (config.model.num_layers // pp) % vpp):
-            continue  # chunks are made of a stage's whole layers; one stage has no bubble to shorten
+        if vpp not in _chunks(config, pp):
+            continue
         for micro_batch_size in choices["micro_batch_size"]:
             layout = Layout(tp, pp, vpp, ep, etp, cp, micro_batch_size, "none")
             if not problems(layout.applied(config), world_size):
@@ -133,6 +133,11 @@ def _choices(config: RunConfig, machine: Machine) -> dict[str, list]:
     in_a_node, layers = divisors(machine.gpus_per_node), divisors(config.model.num_layers)
     return {"tp": in_a_node, "pp": layers, "vpp": layers, "ep": divisors(max(1, config.model.num_experts)), "etp": in_a_node,
             "cp": in_a_node, "micro_batch_size": list(MICRO_BATCHES), "recompute": list(RECOMPUTE)}
+
+
+def _chunks(config: RunConfig, pp: int) -> list[int]:
+    """Numbers of chunks worth trying: parts of a stage's whole layers; a single stage has no bubble to shorten."""
+    return divisors(config.model.num_layers // pp) if pp > 1 else [1]
 
 
 def _slowness(candidate: Candidate) -> tuple:
@@ -151,11 +156,15 @@ def _different(fitting: list[Candidate], num_best: int) -> tuple[Candidate, ...]
 
 
 def _neighbours(config: RunConfig, best: Candidate, world_size: int, machine: Machine) -> Iterator[Neighbour]:
-    for word, choices in _choices(config, machine).items():
+    for word, choices in (_choices(config, machine) | {"vpp": _chunks(config, best.layout.pp)}).items():
         value = getattr(best.layout, word)
         at = choices.index(value)
         for other in choices[max(0, at - 1):at] + choices[at + 1:at + 2]:
-            yield Neighbour(f"{word} {other}", _verdict(config, best, replace(best.layout, **{word: other}), world_size, machine))
+            layout = replace(best.layout, **{word: other})
+            if layout.vpp not in _chunks(config, layout.pp):
+                layout = replace(layout, vpp=1)
+            also = f", vpp {layout.vpp}" if word != "vpp" and layout.vpp != best.layout.vpp else ""
+            yield Neighbour(f"{word} {other}{also}", _verdict(config, best, layout, world_size, machine))
 
 
 def _verdict(config: RunConfig, best: Candidate, layout: Layout, world_size: int, machine: Machine) -> str:
