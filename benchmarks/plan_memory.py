@@ -22,6 +22,9 @@ BF16 = ("precision.compute=bf16",)
 DENSE = ("model.num_experts=0", "model.router_topk=0")
 SPLIT = ("parallel.tp=2", "parallel.etp=2", "parallel.sequence_parallel=true")
 STATE = ("weights", "gradients", "optimizer")
+WIDE = ("model.num_layers=1", "model.hidden_size=2048", "model.num_attention_heads=16", "model.num_query_groups=16",
+        "model.kv_channels=128", "model.ffn_hidden_size=7168", "model.num_experts=2", "model.vocab_size=4096",
+        "budget.seq_length=512", "budget.micro_batch_size=1", "budget.global_batch_size=1")
 CASES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     *((f"MoE fp32 {r}", 1, (f"budget.recompute={r}",)) for r in ("none", "selective", "full")),
     *((f"MoE bf16 {r}", 1, (*BF16, f"budget.recompute={r}")) for r in ("none", "selective", "full")),
@@ -34,12 +37,13 @@ CASES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("dense bf16 TP2 none", 2, (*BF16, *DENSE, "parallel.tp=2")),
     *((f"MoE bf16 PP2 {r}", 2, (*BF16, "parallel.pp=2", f"budget.recompute={r}")) for r in ("none", "full")),
     ("MoE bf16 DP2 none", 2, BF16),
+    *((f"widths of 8x1.8B, 1 layer, 2 experts, bf16 {r}", 1, (*BF16, *WIDE, f"budget.recompute={r}")) for r in ("none", "full")),
 )
 
 
 def main() -> None:
     if os.environ.get("RANK"):
-        print(json.dumps(measured(sys.argv[1:])), flush=True)
+        os.write(1, (json.dumps(measured(sys.argv[1:])) + "\n").encode())  # at once: ranks share the pipe
         return
     wanted = sys.argv[1:]
     print("| case | stage | weights | gradients | optimizer | kept activations | predicted | error | peak beside state | predicted "
@@ -200,8 +204,9 @@ def PeakBytes():
             self._see((args, kwargs), is_new=False)  # seen first as an argument: a weight, a buffer, an input
             answer = function(*args, **(kwargs or {}))
             self._see(answer, is_new=True)
-            self._seen = {key: (ref, is_new) for key, (ref, is_new) in self._seen.items() if ref() is not None}
-            self.most = max(self.most, sum(ref().nbytes() for ref, is_new in self._seen.values() if is_new))
+            alive = {key: (ref(), is_new) for key, (ref, is_new) in self._seen.items()}  # other threads free storages meanwhile
+            self._seen = {key: self._seen[key] for key, (storage, _) in alive.items() if storage is not None}
+            self.most = max(self.most, sum(made.nbytes() for made, is_new in alive.values() if made is not None and is_new))
             return answer
 
         def _see(self, tree, is_new: bool) -> None:

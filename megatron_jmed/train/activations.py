@@ -114,14 +114,17 @@ class _Sizes:
         return self.value * self.tokens * self.model.hidden_size if self.parallel.sequence_parallel else 0.0
 
     def gradients(self) -> float:
-        """The worst of: the activation's backward pass, fc2's and fc1's; each frees what it read."""
+        """Beside what the forward pass kept: the worst of the backward passes of fc2, the activation and fc1, which come in
+        this order; each frees what it read."""
         model, is_moe = self.model, self.model.num_experts > 0
         local_experts = max(1, model.num_experts // self.parallel.ep)
-        # the local layer computes one expert after the other, and weighs their outputs in fp32
+        # the local layer computes one expert after the other, and weighs their products in fp32
         rows = (self.received / (1 if self.is_te else local_experts)) if is_moe else self.tokens
+        inner, outer = rows * self.width, self.received * model.hidden_size if is_moe else 0.0
         weight = model.hidden_size * self.width * (local_experts if self.is_te and is_moe else 1)
-        hidden = self.received * model.hidden_size if is_moe else 0.0
-        inner = rows * self.width
         weighing = 8 * inner if is_moe and not self.is_te and self.value == 2 else 0.0
-        worst = max(2 * inner, inner + weight, 2 * weight + hidden - inner)
-        return self.gathered() + 2 * self.hidden + weighing + self.value * (2 * hidden + worst)
+        freed = 1 if self.is_te else 4 if is_moe else 3  # the products of the table above
+        worst = max(self.value * (inner + weight), 2 * self.value * inner + weighing,
+                    self.value * (2 * weight + outer - freed * inner))
+        # the gradient of what the experts returned is there before and after it is sorted and exchanged
+        return self.gathered() + 2 * self.hidden + 2 * self.value * outer + worst

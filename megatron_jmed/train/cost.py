@@ -10,7 +10,7 @@
 * TP with sequence parallelism: an all-gather before and a reduce-scatter after attention (and a dense MLP), one more
   all-gather in the backward pass. EP: dispatch and combine, forward and backward; ETP gathers and sums the same tokens. All of
   it is exposed. CP: keys and values go round a ring; only what outlasts the attention core counts. PP: one hidden state a
-  boundary and direction, exposed.
+  boundary and direction, exposed. Every exchange costs `latency_seconds` besides its bytes.
 * DP: gradients reduced in fp32 and weights gathered, over the copies of dense and of expert parameters; `overlap_*` hides them
   behind one micro-batch. A group with g members on a node reaches g times one port's bandwidth, at most NVLink's.
 * Recompute: `full` is one more forward pass with its traffic; `selective` one more pass over what it drops.
@@ -137,7 +137,10 @@ class _Layer:
     def tensor_parallel(self) -> tuple[float, float]:
         """Forward and backward: each of attention and dense MLP gathers and scatters once, and gathers again for the weights."""
         tp = self.parallel.tp
+        if tp == 1:
+            return 0.0, 0.0
         once = self.value * self.tokens * self.model.hidden_size * (tp - 1) / tp / self._bandwidth(tp, 1)
+        once += self.machine.latency_seconds
         parts = 1 if self.model.num_experts else 2
         return 2 * parts * once, (3 if self.parallel.sequence_parallel else 2) * parts * once
 
@@ -147,24 +150,26 @@ class _Layer:
         if not self.model.num_experts or ep * etp == 1:
             return 0.0
         sent = self.value * self.routed * hidden * self.machine.imbalance
+        latency = self.machine.latency_seconds
         if self.parallel.dispatcher == "allgather":  # every token to every rank of the group, and the sums back
-            return 2 * self.value * self.own_tokens * hidden * (ep * etp - 1) / self._bandwidth(ep * etp, 1)
+            return 2 * self.value * self.own_tokens * hidden * (ep * etp - 1) / self._bandwidth(ep * etp, 1) + 2 * latency
         inside = min(1.0, self.machine.gpus_per_node / (ep * etp))  # share of the partners that are on the same node
         exchange = sent * (ep - 1) / ep * (inside / self.machine.node_bandwidth + (1 - inside) / self.machine.network_bandwidth)
         gather = sent * (etp - 1) / self._bandwidth(etp, 1)
-        return 2 * exchange + gather + gather * 4 / self.value  # sums over etp ranks are sent in fp32
+        latency *= 2 * (ep > 1) + 2 * (etp > 1)
+        return latency + 2 * exchange + gather + gather * 4 / self.value  # sums over etp ranks are sent in fp32
 
     def context_parallel(self) -> tuple[float, float]:
         """Forward and backward: what the ring of keys and values (backward: and their gradients) takes beyond the attention."""
         cp, tp = self.parallel.cp, self.parallel.tp
         keys_values = 2 * self.value * self.tokens * self.model.num_query_groups * self.model.kv_channels / tp
         ring = (cp - 1) * keys_values / self._bandwidth(tp * cp, tp)
-        core = self.attention_core()
-        return max(0.0, ring - core), max(0.0, 2 * ring - 2 * core)
+        core, latency = self.attention_core(), (cp - 1) * self.machine.latency_seconds
+        return latency + max(0.0, ring - core), 2 * latency + max(0.0, 2 * ring - 2 * core)
 
     def hop(self) -> float:
         """A hidden state from one stage to the next."""
-        return self.value * self.own_tokens * self.model.hidden_size / self.machine.network_bandwidth
+        return self.machine.latency_seconds + self.value * self.own_tokens * self.model.hidden_size / self.machine.network_bandwidth
 
     def _expert_tokens(self) -> float:
         """Tokens x experts that this rank computes, in whole experts (dense: its share of the MLP)."""

@@ -20,6 +20,7 @@ class Machine:
     node_bandwidth: float = 450e9 * 0.75  # bytes a second and direction between GPUs of a node, NVLink 4, at 75 %
     network_bandwidth: float = 50e9 * 0.75  # bytes a second and direction between nodes, one 400 Gb/s port a GPU, at 75 %
     layer_overhead_seconds: float = 0.15e-3  # of one pass of one layer: kernel launches, host synchronisation; our assumption
+    latency_seconds: float = 20e-6  # of one exchange, whatever its size: our assumption
     imbalance: float = 1.1  # tokens of the busiest rank's experts over the mean; our assumption, the monitor logs the real one
     reserve_gib: float = 3.0  # CUDA context, NCCL's and cuBLAS's buffers; our assumption
     fragmentation: float = 0.05  # of all that is allocated anew each step; our assumption, with expandable segments

@@ -11,6 +11,7 @@ from megatron_jmed.train.machine import H100
 
 IDEAL = replace(H100, matmul_efficiency=1.0, attention_efficiency=1.0, memory_bandwidth=float("inf"), imbalance=1.0,
                 layer_overhead_seconds=0.0)
+QUICK = replace(H100, latency_seconds=0.0)
 DENSE = ("model.num_experts=0", "model.router_topk=0", "parallel.ep=1", "parallel.pp=1")
 
 
@@ -40,12 +41,20 @@ def test_the_bubble_is_that_of_narayanan(pp, vpp):
 def test_traffic_of_8x13b_is_worked_out_by_hand():
     config = load_config("llmjp_8x13b")  # TP1 PP4 EP8: 64 micro-batches, 10 layers a stage
     hidden = 2 * 4096 * 5120
-    time = step_time(config, 64)
+    time = step_time(config, 64, QUICK)
     assert time.expert == pytest.approx(64 * 10 * 4 * 2 * 1.1 * hidden * 7 / 8 / H100.node_bandwidth)
     assert time.pipeline == pytest.approx(64 * 2 * hidden / H100.network_bandwidth)
     assert time.tensor == time.context == 0.0
-    split = step_time(load_config("llmjp_8x13b", ["parallel.tp=2", "parallel.sequence_parallel=true"]), 64)
+    split = step_time(load_config("llmjp_8x13b", ["parallel.tp=2", "parallel.sequence_parallel=true"]), 64, QUICK)
     assert split.tensor == pytest.approx(128 * 10 * 5 * hidden / 2 / H100.node_bandwidth)
+
+
+def test_every_exchange_waits_once():
+    config = load_config("llmjp_8x13b", ["parallel.tp=2", "parallel.sequence_parallel=true"])
+    slow, quick = step_time(config, 64), step_time(config, 64, QUICK)
+    assert slow.tensor - quick.tensor == pytest.approx(128 * 10 * 5 * 20e-6)
+    assert slow.expert - quick.expert == pytest.approx(128 * 10 * 4 * 20e-6)
+    assert slow.pipeline - quick.pipeline == pytest.approx(128 * 2 * 20e-6)
 
 
 def test_groups_that_leave_a_node_share_its_ports():
