@@ -25,6 +25,10 @@ STATE = ("weights", "gradients", "optimizer")
 WIDE = ("model.num_layers=1", "model.hidden_size=2048", "model.num_attention_heads=16", "model.num_query_groups=16",
         "model.kv_channels=128", "model.ffn_hidden_size=7168", "model.num_experts=2", "model.vocab_size=4096",
         "budget.seq_length=512", "budget.micro_batch_size=1", "budget.global_batch_size=1")
+FOLDED = ("parallel.tp=2", "parallel.ep=2", "parallel.sequence_parallel=true")
+OTHER = ("parallel.ep=2", "model.num_layers=6", "model.hidden_size=192", "model.num_query_groups=8", "model.ffn_hidden_size=256",
+         "model.num_experts=4", "model.router_topk=3", "budget.seq_length=128", "budget.micro_batch_size=4",
+         "budget.recompute=full")
 CASES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     *((f"MoE fp32 {r}", 1, (f"budget.recompute={r}",)) for r in ("none", "selective", "full")),
     *((f"MoE bf16 {r}", 1, (*BF16, f"budget.recompute={r}")) for r in ("none", "selective", "full")),
@@ -37,6 +41,10 @@ CASES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("dense bf16 TP2 none", 2, (*BF16, *DENSE, "parallel.tp=2")),
     *((f"MoE bf16 PP2 {r}", 2, (*BF16, "parallel.pp=2", f"budget.recompute={r}")) for r in ("none", "full")),
     ("MoE bf16 DP2 none", 2, BF16),
+    # not looked at while the formulas were written
+    ("held out: MoE bf16 TP2 EP2 ETP1 none", 2, (*BF16, *FOLDED)),
+    ("held out: MoE bf16 TP2 EP2 ETP1 full", 2, (*BF16, *FOLDED, "budget.recompute=full")),
+    ("held out: MoE fp32 EP2, 6 layers, top-3 of 4, other widths, full", 2, OTHER),
     *((f"widths of 8x1.8B, 1 layer, 2 experts, bf16 {r}", 1, (*BF16, *WIDE, f"budget.recompute={r}")) for r in ("none", "full")),
 )
 

@@ -73,7 +73,8 @@ class _Sizes:
         self.hidden = self.value * self.own_tokens * model.hidden_size
         # the tokens that a rank sends; those its experts get, of which each of the etp ranks sees all, with F / etp of the width
         self.sent = self.own_tokens * model.router_topk
-        self.received = self.sent * parallel.etp * imbalance
+        # with every expert on every rank, no rank is busier than another
+        self.received = self.sent * parallel.etp * (imbalance if parallel.ep > 1 else 1.0)
         self.width = model.ffn_hidden_size / (parallel.etp if model.num_experts else parallel.tp)
 
     def norms(self) -> float:

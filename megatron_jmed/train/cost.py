@@ -6,7 +6,7 @@
 
 * Compute: FLOPs of the matrix products at `matmul_efficiency` of the peak (fp8: times `fp8_speedup`), the causal attention
   core at `attention_efficiency`, and the bytes of norms, permutations, activation functions at the memory's bandwidth; a
-  backward pass is twice a forward pass. The experts of the slowest rank get `imbalance` times the mean.
+  backward pass is twice a forward pass. The experts of the slowest rank get `imbalance` times the mean (ep > 1).
 * TP with sequence parallelism: an all-gather before and a reduce-scatter after attention (and a dense MLP), one more
   all-gather in the backward pass. EP: dispatch and combine, forward and backward; ETP gathers and sums the same tokens. All of
   it is exposed. CP: keys and values go round a ring; only what outlasts the attention core counts. PP: one hidden state a
@@ -92,7 +92,9 @@ class _Layer:
         self.value = 4 if config.precision.compute == "fp32" else 2
         self.tokens = config.budget.micro_batch_size * config.budget.seq_length / self.parallel.cp
         self.own_tokens = self.tokens / (self.parallel.tp if self.parallel.sequence_parallel else 1)
-        self.routed = self.tokens / self.parallel.tp * self.model.router_topk
+        # what the slowest rank's experts get; with every expert on every rank, no rank is slower than another
+        imbalance = machine.imbalance if self.parallel.ep > 1 else 1.0
+        self.routed = self.tokens / self.parallel.tp * self.model.router_topk * imbalance
         self.matmul_flops = machine.bf16_flops * machine.matmul_efficiency
         if config.precision.compute == "fp8":
             self.matmul_flops *= machine.fp8_speedup
@@ -112,7 +114,7 @@ class _Layer:
         model, parallel = self.model, self.parallel
         values = 10 * self.own_tokens * model.hidden_size
         values += 4 * self.tokens / parallel.tp * (model.num_attention_heads + model.num_query_groups) * model.kv_channels
-        values += self._activation_values() + (8 * self.routed * self.machine.imbalance * model.hidden_size)
+        values += self._activation_values() + 8 * self.routed * model.hidden_size
         return self.value * values / self.machine.memory_bandwidth
 
     def head(self) -> float:
@@ -149,7 +151,7 @@ class _Layer:
         ep, etp, hidden = self.parallel.ep, self.parallel.etp, self.model.hidden_size
         if not self.model.num_experts or ep * etp == 1:
             return 0.0
-        sent = self.value * self.routed * hidden * self.machine.imbalance
+        sent = self.value * self.routed * hidden
         latency = self.machine.latency_seconds
         if self.parallel.dispatcher == "allgather":  # every token to every rank of the group, and the sums back
             return 2 * self.value * self.own_tokens * hidden * (ep * etp - 1) / self._bandwidth(ep * etp, 1) + 2 * latency
@@ -173,7 +175,7 @@ class _Layer:
 
     def _expert_tokens(self) -> float:
         """Tokens x experts that this rank computes, in whole experts (dense: its share of the MLP)."""
-        return self.routed * self.machine.imbalance if self.model.num_experts else self.tokens / self.parallel.tp
+        return self.routed if self.model.num_experts else self.tokens / self.parallel.tp
 
     def _activation_values(self) -> float:
         return 3 * self._expert_tokens() * self.model.ffn_hidden_size

@@ -29,6 +29,11 @@ def test_imbalance_counts_for_what_experts_keep_and_receive():
     assert busy.dispatcher - balanced.dispatcher == pytest.approx(0.5 * 2 * 2 * T * 2 * H)
 
 
+def test_no_rank_is_busier_than_another_where_each_has_every_expert():
+    config = load_config("llmjp_8x13b", ["parallel.ep=1"])
+    assert layer_bytes(config, "none", 1.5) == layer_bytes(config, "none", 1.0)
+
+
 def test_splits_divide_what_they_split():
     whole = load_config("llmjp_8x13b")
     context = layer_bytes(whole.model_copy(update={"parallel": whole.parallel.model_copy(update={"cp": 2})}), "none", 1.0)
