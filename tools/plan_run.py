@@ -50,16 +50,17 @@ def _arguments() -> argparse.Namespace:
 
 def _check(words: argparse.Namespace) -> None:
     shortest = H100.segment_overhead_seconds / 3600
+    # "not more than" also refuses nan
     wrong = [text for text, is_wrong in (
         (f"--world: {min(words.world)} is not a number of GPUs; it starts at 1", min(words.world) < 1),
         (f"--best={words.best}: show at least 1", words.best < 1),
-        (f"--gpu-gib={words.gpu_gib:g}: must be more than 0", words.gpu_gib <= 0),
+        (f"--gpu-gib={words.gpu_gib:g}: must be more than 0", not words.gpu_gib > 0),
         (f"--gpus-per-node={words.gpus_per_node}: must be at least 1", words.gpus_per_node < 1),
-        (f"--imbalance={words.imbalance:g}: the busiest rank has at least the mean, 1", words.imbalance < 1),
+        (f"--imbalance={words.imbalance:g}: the busiest rank has at least the mean, 1", not words.imbalance >= 1),
         (f"--efficiency={words.efficiency:g}: a share of the peak, above 0 and at most 1", not 0 < words.efficiency <= 1),
-        (f"--quota-tb={words.quota_tb}: must be more than 0", words.quota_tb is not None and words.quota_tb <= 0),
+        (f"--quota-tb={words.quota_tb}: must be more than 0", words.quota_tb is not None and not words.quota_tb > 0),
         (f"--hours-limit={words.hours_limit}: starting and saving alone take {shortest:g} h of a job; give it more",
-         words.hours_limit is not None and words.hours_limit <= shortest),
+         words.hours_limit is not None and not words.hours_limit > shortest),
     ) if is_wrong]
     if wrong:
         raise ConfigError("; ".join(wrong))

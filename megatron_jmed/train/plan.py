@@ -125,7 +125,7 @@ def time_lines(config: RunConfig, worlds: list[int], machine: Machine = H100, li
         for name, seconds in (("stated", stated), ("cost model", modelled)):
             total = seconds * config.num_steps
             parts = f"  {num_segments(total, limits.hours_limit, machine):8d}" if limits.hours_limit else ""
-            yield (f"  {world:5d}  {dp:3d}  {num_micro_batches(config, world):13d}   {name:10s} {seconds:7.2f}  "
+            yield (f"  {world:5d}  {dp:3d}  {num_micro_batches(config, world):13d}   {name:10s} {seconds:7.4g}  "
                    f"{model_flops_a_second(config, world, seconds) / 1e12:13.0f}  {config.tokens_per_step / seconds:9,.0f}  "
                    f"{total / 86400:6.1f}  {total * world / 3600:9,.0f}{parts}")
     if limits.hours_limit:

@@ -141,6 +141,7 @@ assert "torch" not in sys.modules
     (("llmjp_8x13b", "--world", 64, "--efficiency", 45), "--efficiency=45: a share of the peak"),
     (("llmjp_8x13b", "--world", 64, "--hours-limit", 0.5), "starting and saving alone take 0.5 h"),
     (("llmjp_8x13b", "--world", 64, "--quota-tb", 0, "--imbalance", 0.5), "--quota-tb=0.0: must be more than 0"),
+    (("llmjp_8x13b", "--world", 64, "--gpu-gib", "nan"), "--gpu-gib=nan: must be more than 0"),
     (("llmjp_8x13b", "--world", 63), "does not divide the 63 ranks"),
     (("llmjp_8x13b", "--advise", "--world", 8), "the smallest needs 157.0 GiB a rank"),
 ])
