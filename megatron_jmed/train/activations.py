@@ -85,6 +85,9 @@ class _Sizes:
         sums = 4 * self.tokens * model.num_attention_heads / self.parallel.tp
         if self.is_te:
             return heads * 2 * (model.num_attention_heads + model.num_query_groups) + sums
+        if self.parallel.cp > 1:  # keys and values of the whole sequence are gathered and kept, with a mask of it
+            gathered = heads * 2 * (model.num_attention_heads + self.parallel.cp * model.num_query_groups)
+            return gathered + sums
         rotary = 4 * self.value * self.tokens / self.config.budget.micro_batch_size * model.kv_channels
         return heads * 3 * (model.num_attention_heads + model.num_query_groups) + sums + rotary
 
