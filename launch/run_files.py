@@ -55,8 +55,9 @@ def prepare(config: RunConfig, job: Job) -> list[str]:
     latest = folder.latest_checkpoint()
     step = load_state(latest).step if latest else 0
     if step >= config.num_steps:
-        raise ConfigError(f"{run} is done: its checkpoint is at step {step} of {config.num_steps}; to read more, begin another "
-                          f'run_folder with init="{latest}"')
+        raise ConfigError(f"{run} is done: its checkpoint is at step {step} of {config.num_steps}; to read more, raise "
+                          "budget.total_tokens")
+    folder.done.unlink(missing_ok=True)  # of a shorter horizon
     if folder.stop.exists():
         folder.stop.unlink()
         notes.append(f"removed {folder.stop}: left over; submitting means: go")

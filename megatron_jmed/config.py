@@ -78,7 +78,8 @@ class OptimConfig(Section):
     peak_lr: float = Field(gt=0)
     min_lr: float = Field(ge=0)
     warmup_tokens: int = Field(0, ge=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field("cosine", description="wsd: constant, then 1-sqrt decay")
+    decay_tokens: int = Field(0, ge=0, description="wsd decays over the last so many tokens of the budget")
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.95, ge=0, lt=1)
     adam_eps: float = Field(1e-8, gt=0)
@@ -87,19 +88,21 @@ class OptimConfig(Section):
 
 
 class SourceConfig(Section):
-    """One token set of the blend; `weight` is its share of the samples drawn, relative to the other weights."""
+    """One token set of the blend; `weight` is its share of the samples drawn, relative to the other weights; of weight 0 it
+    is only validated, to see what the model forgets."""
 
     name: str
     path: str
-    weight: float = Field(gt=0)
+    weight: float = Field(ge=0)
     lang: str = ""
     num_tokens: int | None = Field(None, gt=0, description="declared size, for planning before the token set exists")
 
 
 class DataConfig(Section):
-    """Which token sets, in what proportion."""
+    """Which token sets, in what proportion, and how far a token of a packed sequence sees."""
 
     blend: tuple[SourceConfig, ...] = ()
+    attention: Literal["sequence", "document"] = Field("sequence", description="across documents, or within each alone")
     valid_ratio: float = Field(0.01, ge=0, lt=0.5, description="tail of every token set kept for validation")
     cache_folder: str = Field("", description="index cache; empty: inside the run folder")
     num_workers: int = Field(0, ge=0, description="loader processes a rank")
@@ -114,7 +117,10 @@ class BudgetConfig(Section):
     micro_batch_size: int = Field(1, gt=0)
     recompute: Literal["none", "selective", "full"] = "none"
     save_every_tokens: int = Field(gt=0)
-    keep_checkpoints: int = Field(3, gt=0)
+    keep_checkpoints: int = Field(3, gt=0, description="the last so many stay")
+    keep_every_tokens: int = Field(0, ge=0, description="a checkpoint at every multiple of this stays, too; 0: none")
+    weights_every_tokens: int = Field(0, ge=0, description="save the weights alone, which stay; 0: never")
+    async_save: bool = Field(True, description="write checkpoints while the training goes on")
     eval_every_tokens: int = Field(0, ge=0, description="0: never")
     eval_steps: int = Field(4, gt=0)
 
@@ -126,14 +132,50 @@ class LogConfig(Section):
     wandb_project: str = Field("", description="empty: no wandb")
     wandb_mode: Literal["online", "offline"] = "offline"
     tensorboard: bool = False
+    live: bool = Field(False, description="redraw one view in place where the output is a terminal; else lines, as always")
+
+
+class WatchConfig(Section):
+    """When a run is taken for stuck or sick, and what is done about it; the rules are in train/watch.py and train/alarms.py.
+
+    An action: off, warn (say it and write it down), save (a checkpoint after the next step), stop (the same, then end),
+    skip_step (the gradients are not applied).
+    """
+
+    heartbeat_seconds: float = Field(10, gt=0, description="how often each rank writes its small heartbeat file")
+    stall_seconds: float = Field(600, gt=0, description="longest time without a new micro-batch, in training and validation")
+    start_seconds: float = Field(3600, gt=0, description="the same until the end of the first step: groups, data index, loading")
+    save_seconds: float = Field(1800, gt=0, description="the same while saving, and at the end of the run")
+    stop_on_stall: bool = Field(True, description="end the process; false: say it, write the stacks, and wait on")
+
+    window_steps: int = Field(128, ge=16, description="how many steps before this one count as normal")
+    min_steps: int = Field(32, ge=8, description="with fewer steps than this there is no alarm but that of numbers not finite")
+    quiet_steps: int = Field(100, gt=0, description="the same alarm is not raised again within so many steps")
+    max_skipped_steps: int = Field(5, gt=0, description="more updates skipped in a row end the run with an error")
+
+    non_finite: Literal["stop", "skip_step"] = Field("stop", description="stop: an error, and nothing is saved")
+    loss_spike: Literal["off", "warn", "save", "stop"] = "warn"
+    loss_spike_sigmas: float = Field(6, gt=0)
+    loss_spike_steps: int = Field(3, gt=0, description="so many steps in a row")
+    grad_norm_spike: Literal["off", "warn", "save", "stop", "skip_step"] = "warn"
+    grad_norm_spike_sigmas: float = Field(6, gt=0)
+    dead_expert: Literal["off", "warn", "save", "stop"] = "warn"
+    dead_expert_ratio: float = Field(0.1, ge=0, lt=1, description="of an equal share of the tokens")
+    overloaded_expert: Literal["off", "warn", "save", "stop"] = "warn"
+    overloaded_expert_ratio: float = Field(3, gt=1, description="of an equal share of the tokens")
+    slow: Literal["off", "warn", "save", "stop"] = "warn"
+    slow_ratio: float = Field(0.7, gt=0, lt=1, description="of the usual speed")
+    slow_steps: int = Field(10, gt=0)
 
 
 class RunConfig(Section):
-    """One run, whole. `init` is "random" or the folder of a checkpoint whose weights the run starts from."""
+    """One run, whole. `init` is "random" or the folder of a checkpoint whose weights the run starts from; with `init_moments`,
+    Adam's moments, too."""
 
     name: str
     run_folder: str
     init: str
+    init_moments: bool = False
     seed: int = 1234
     model: ModelConfig
     parallel: ParallelConfig = ParallelConfig()
@@ -142,6 +184,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     budget: BudgetConfig
     log: LogConfig = LogConfig()
+    watch: WatchConfig = WatchConfig()
 
     @property
     def tokens_per_step(self) -> int:
@@ -293,6 +336,9 @@ def _bullets(where: str, found: list[str]) -> str:
 def problems(config: RunConfig, world_size: int | None = None) -> list[str]:
     """Everything in `config` that cannot work, as sentences; with `world_size`, also what does not fit that many ranks."""
     found = _model_problems(config) + _budget_problems(config) + _data_problems(config) + _precision_problems(config)
+    if config.init_moments and config.init == RANDOM_INIT:
+        found.append('init_moments=true needs init="CHECKPOINT" of a run; random weights have no moments')
+    found += _watch_problems(config)
     return found + ([] if world_size is None else _world_problems(config, world_size))
 
 
@@ -309,13 +355,23 @@ def _model_problems(config: RunConfig) -> list[str]:
     ):
         if total % value:
             found.append(f"{word}={value} does not divide {into}={total}; choose from {divisors(total)}")
-    if parallel.cp != 1:
-        found.append(f"parallel.cp={parallel.cp}: context parallelism is not supported yet; set parallel.cp=1")
+    if parallel.vpp > 1:
+        found += _interleaving_problems(config)
     if parallel.sequence_parallel and parallel.tp == 1:
         found.append("parallel.sequence_parallel=true needs parallel.tp of at least 2; set it to false")
     if parallel.overlap_param_gather and not parallel.overlap_grad_reduce:
         found.append("parallel.overlap_param_gather=true needs parallel.overlap_grad_reduce=true")
     return found + (_expert_problems if model.num_experts else _dense_problems)(config)
+
+
+def _interleaving_problems(config: RunConfig) -> list[str]:
+    parallel, num_layers = config.parallel, config.model.num_layers
+    if parallel.pp == 1:
+        return [f"parallel.vpp={parallel.vpp} needs parallel.pp of at least 2; set parallel.vpp=1"]
+    if num_layers % parallel.pp == 0 and num_layers % (parallel.pp * parallel.vpp):
+        return [f"parallel.pp x vpp = {parallel.pp} x {parallel.vpp} does not divide model.num_layers={num_layers}; choose "
+                f"parallel.vpp from {divisors(num_layers // parallel.pp)}"]
+    return []
 
 
 def _dense_problems(config: RunConfig) -> list[str]:
@@ -353,8 +409,7 @@ def _budget_problems(config: RunConfig) -> list[str]:
     if budget.seq_length > model.max_position_embeddings:
         found.append(f"budget.seq_length={budget.seq_length} is longer than model.max_position_embeddings="
                      f"{model.max_position_embeddings}")
-    if config.parallel.sequence_parallel and budget.seq_length % config.parallel.tp:
-        found.append(f"parallel.tp={config.parallel.tp} does not divide budget.seq_length={budget.seq_length}")
+    found += _sequence_problems(config)
     if budget.global_batch_size % budget.micro_batch_size:
         found.append(f"budget.micro_batch_size={budget.micro_batch_size} does not divide budget.global_batch_size="
                      f"{budget.global_batch_size}; choose from {divisors(budget.global_batch_size)}")
@@ -365,13 +420,40 @@ def _budget_problems(config: RunConfig) -> list[str]:
     if optim.warmup_tokens >= budget.total_tokens:
         found.append(f"optim.warmup_tokens={optim.warmup_tokens} leaves nothing of budget.total_tokens="
                      f"{budget.total_tokens}")
+    if (optim.schedule == "wsd") != (optim.decay_tokens > 0):
+        found.append(f'optim.decay_tokens={optim.decay_tokens} with optim.schedule="{optim.schedule}": "wsd", and no other, needs '
+                     "the number of tokens over which it decays")
+    if optim.warmup_tokens + optim.decay_tokens > budget.total_tokens:
+        found.append(f"optim.warmup_tokens + optim.decay_tokens = {optim.warmup_tokens + optim.decay_tokens} is more than "
+                     f"budget.total_tokens={budget.total_tokens}")
     return found
+
+
+def _sequence_problems(config: RunConfig) -> list[str]:
+    """Every context-parallel rank holds two parts of a sequence, and sequence parallelism splits what it holds by tp."""
+    parallel, seq_length = config.parallel, config.budget.seq_length
+    by_tp = parallel.tp if parallel.sequence_parallel else 1
+    if parallel.cp == 1:
+        wrong = seq_length % by_tp
+        return [f"parallel.tp={parallel.tp} does not divide budget.seq_length={seq_length}"] if wrong else []
+    parts = 2 * parallel.cp * by_tp
+    if seq_length % parts == 0:
+        return []
+    words = "2 x parallel.cp" + (" x parallel.tp" if by_tp > 1 else "")
+    return [f"budget.seq_length={seq_length} is not a multiple of {words} = {parts}; nearest that work: "
+            f"{_nearest_multiples(seq_length, parts)}"]
 
 
 def _data_problems(config: RunConfig) -> list[str]:
     names = [source.name for source in config.data.blend]
     twice = sorted({name for name in names if names.count(name) > 1})
-    return [f"data.blend: the name {name!r} is used twice; every source needs its own" for name in twice]
+    found = [f"data.blend: the name {name!r} is used twice; every source needs its own" for name in twice]
+    if names and not any(source.weight for source in config.data.blend):
+        found.append("data.blend: every weight is 0; give at least one source a positive weight")
+    if config.data.attention == "document" and config.precision.backend == "te":
+        found.append('data.attention="document" is built into precision.backend="local" only: Transformer Engine would attend '
+                     'across documents; set data.attention="sequence"')
+    return found
 
 
 def _precision_problems(config: RunConfig) -> list[str]:
@@ -379,6 +461,14 @@ def _precision_problems(config: RunConfig) -> list[str]:
     if precision.compute == "fp8" and precision.backend != "te":
         return [f'precision.compute="fp8" needs precision.backend="te": with {precision.backend!r} Megatron-Core would '
                 "train in bf16 without saying so"]
+    return []
+
+
+def _watch_problems(config: RunConfig) -> list[str]:
+    watch = config.watch
+    if watch.min_steps > watch.window_steps:
+        return [f"watch.min_steps={watch.min_steps} is more than watch.window_steps={watch.window_steps}: no alarm would ever be "
+                f"raised; set watch.window_steps to at least {watch.min_steps}"]
     return []
 
 
@@ -397,6 +487,11 @@ def _world_problems(config: RunConfig, world_size: int) -> list[str]:
         found.append(f"budget.global_batch_size={budget.global_batch_size} is not a multiple of budget.micro_batch_size x "
                      f"data-parallel ranks = {budget.micro_batch_size} x {dp}; nearest that work: "
                      f"{_nearest_multiples(budget.global_batch_size, budget.micro_batch_size * dp)}")
+    elif parallel.vpp > 1 and budget.global_batch_size // (budget.micro_batch_size * dp) % parallel.pp:
+        a_round = budget.micro_batch_size * dp * parallel.pp
+        found.append(f"parallel.vpp={parallel.vpp} needs micro-batches a step in multiples of parallel.pp={parallel.pp}, and there "
+                     f"are {budget.global_batch_size // (budget.micro_batch_size * dp)}; budget.global_batch_size that work: "
+                     f"{_nearest_multiples(budget.global_batch_size, a_round)}")
     return found
 
 

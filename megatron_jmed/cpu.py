@@ -124,7 +124,9 @@ def _redirect_cuda_factories() -> None:
 
 
 def _on_cpu(factory):
-    def make(*args, device=None, **kwargs):
+    def make(*args, device=None, pin_memory=False, **kwargs):
+        # pinned memory is for copies to a GPU, and torch refuses it without one (Megatron-Core's rotary embedding under
+        # context parallelism asks for it)
         if device is not None and torch.device(device).type == "cuda":
             device = _CPU
         return factory(*args, device=device, **kwargs)

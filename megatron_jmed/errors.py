@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-EXIT_USER_ERROR = 2
+from megatron_jmed.exit_codes import ExitCode
 
 
 class UserError(Exception):
@@ -41,13 +41,13 @@ def some_of(items: list[str], most: int = 8) -> str:
 
 
 def run_tool(main: Callable[[], None]) -> NoReturn:
-    """Run a command-line entry point and end the process: 0, 2 for a `UserError` (printed), 130 for Ctrl-C."""
+    """Run a command-line entry point and end the process with an `ExitCode`; a `UserError` is printed."""
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_USER_ERROR)
+        sys.exit(ExitCode.USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
-        sys.exit(130)
-    sys.exit(0)
+        sys.exit(ExitCode.INTERRUPTED)
+    sys.exit(ExitCode.FINISHED)

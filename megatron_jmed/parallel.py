@@ -9,6 +9,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 
@@ -103,6 +104,7 @@ def _model_parallel_groups(parallel: ParallelConfig, seed: int) -> Groups:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
+        virtual_pipeline_model_parallel_size=parallel.vpp if parallel.vpp > 1 else None,
         context_parallel_size=parallel.cp,
         expert_model_parallel_size=parallel.ep,
         expert_tensor_parallel_size=parallel.etp,
@@ -112,6 +114,25 @@ def _model_parallel_groups(parallel: ParallelConfig, seed: int) -> Groups:
     # The stages of a pipeline hold different layers, so they must not draw the same random weights.
     tensor_parallel.model_parallel_cuda_manual_seed(seed + 100_000 * groups.pp.rank())
     return groups
+
+
+def from_rank_zero(what: Any) -> Any:
+    """Rank 0's object, on every rank. Collective over all ranks."""
+    box = [what]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def part_of_sequence(whole: torch.Tensor, dim: int, rank: int, size: int) -> torch.Tensor:
+    """The part of `whole` that context-parallel rank `rank` of `size` holds along the sequence dimension `dim`.
+
+    Megatron-Core's order: of 2 * size equal chunks, number `rank` from the front and from the back, so that under a causal
+    mask every rank has the same work.
+    """
+    if size == 1:
+        return whole
+    chunks = whole.chunk(2 * size, dim)
+    return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]], dim)
 
 
 def device() -> torch.device:

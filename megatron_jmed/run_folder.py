@@ -1,15 +1,18 @@
 """What lies where in a run folder, and when is a checkpoint whole?
 
-RUN/config.json  RUN/run.json  RUN/metrics.jsonl  RUN/blend.json  RUN/checkpoints/step_N/  RUN/hf/  RUN/scores/
-RUN/report.html, and three marker files: `stop` (a request to save and end), `stopped` (that was done: step and
-reason), `done` (step).
+RUN/config.json  RUN/run.json  RUN/metrics.jsonl  RUN/blend.json  RUN/checkpoints/step_N/  RUN/weights/step_N/  RUN/hf/
+RUN/scores/  RUN/report.html, and four marker files: `stop` (a request to save and end), `stopped` (that was done: step and
+reason), `done` (step), `stalled` (a rank made no progress: step and who). RUN/heartbeats/ and RUN/stalls/ are train/watch.py's.
 
 Invariant: `state.json` is written last into a checkpoint, so a folder without it was never finished and counts as
-nothing. Programs of different rooms (train, convert, evaluate, launch) meet through this file's names alone.
+nothing. `files.json` holds every file's size and SHA-256, by which a damaged one is known. Programs of different rooms
+(train, convert, evaluate, launch) meet through this file's names alone.
 """
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +23,7 @@ from megatron_jmed.config import ModelConfig, ParallelConfig, RunConfig, load_co
 from megatron_jmed.errors import CheckpointError, ConfigError
 
 STATE_NAME = "state.json"
+FILES_NAME = "files.json"
 
 
 class CheckpointState(BaseModel):
@@ -49,16 +53,27 @@ class RunFolder:
         self.blend = self.path / "blend.json"
         self.index_cache = self.path / "index_cache"
         self.checkpoints = self.path / "checkpoints"
+        self.weights = self.path / "weights"
         self.stop = self.path / "stop"
         self.stopped = self.path / "stopped"
         self.done = self.path / "done"
+        self.stalled = self.path / "stalled"
+        self.heartbeats = self.path / "heartbeats"
+        self.stalls = self.path / "stalls"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step_{step:07d}"
 
     def whole_checkpoints(self) -> list[Path]:
         """The finished checkpoints, oldest first."""
-        return sorted(path.parent for path in self.checkpoints.glob(f"step_*/{STATE_NAME}"))
+        return sorted(path.parent for path in self.checkpoints.glob(f"step_*/{STATE_NAME}")
+                      if re.fullmatch(r"step_\d+", path.parent.name))
+
+    def remove_unfinished(self) -> None:
+        """Remove what a killed run's writers left; one that still lives writes on into nothing."""
+        for folder in (self.checkpoints, self.weights):
+            for path in folder.glob("partial_*"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def latest_checkpoint(self) -> Path | None:
         return next(reversed(self.whole_checkpoints()), None)
@@ -97,9 +112,9 @@ def _blocks(of: ModelConfig, model: ModelConfig) -> int:
     return -(-of.vocab_size // model.vocab_divisor)
 
 
-# What makes two configs the same run. Other data, or another horizon (Megatron-Core permutes the sequences of the whole
-# run), would make the steps of its checkpoints mean other sequences: some would be read twice, others never.
-_FIXED = ("init", "seed", "model.", "data.", "budget.seq_length", "budget.global_batch_size", "budget.total_tokens")
+# What makes two configs the same run. Other data would make the steps of its checkpoints mean other sequences: some would be
+# read twice, others never. The horizon may move: the order of sequences does not depend on it.
+_FIXED = ("init", "seed", "model.", "data.", "budget.seq_length", "budget.global_batch_size")
 _FREE = ("data.cache_folder", "data.num_workers")
 
 
@@ -144,6 +159,40 @@ def remove_checkpoint(folder: Path) -> None:
     """Remove a checkpoint; `state.json` goes first, so that a half-removed one is never taken for whole."""
     (folder / STATE_NAME).unlink(missing_ok=True)
     shutil.rmtree(folder)
+
+
+def file_sum(path: Path) -> list:
+    """[bytes, SHA-256] of a file."""
+    with open(path, "rb") as stream:
+        return [os.fstat(stream.fileno()).st_size, hashlib.file_digest(stream, "sha256").hexdigest()]
+
+
+def write_file_sums(checkpoint: Path, sums: dict[str, list]) -> None:
+    """`files.json` of a checkpoint, with {file: [bytes, SHA-256]}."""
+    write_json(checkpoint / FILES_NAME, {name: sums[name] for name in sorted(sums)})
+
+
+def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
+    """What is wrong with this part of a checkpoint's files, as sentences: several ranks read a large one together.
+
+    Nothing is known of a checkpoint without `files.json` (a converted one; its tensors' checksums lie beside it).
+    """
+    try:
+        sums = json.loads((checkpoint / FILES_NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except ValueError:
+        return [f"{FILES_NAME} is damaged"]
+    found = []
+    for name, (size, digest) in sorted(sums.items())[part::parts]:
+        path = checkpoint / name
+        if not path.exists():
+            found.append(f"{name} is missing")
+        elif path.stat().st_size != size:
+            found.append(f"{name} has {path.stat().st_size} bytes, not {size}")
+        elif file_sum(path)[1] != digest:
+            found.append(f"{name} has another SHA-256 than when it was written")
+    return found
 
 
 def write_json(path: Path, content: Any) -> None:

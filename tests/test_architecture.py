@@ -5,9 +5,10 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "megatron_jmed"
 
-# A room may import the rooms below it. `errors` is the cellar, `config` stands on it, and so on upwards.
+# A room may import the rooms below it. `errors` and its `exit_codes` are the cellar, `config` stands on it, and so on upwards.
 MAY_IMPORT = {
-    "errors": set(),
+    "exit_codes": set(),
+    "errors": {"exit_codes"},
     "config": {"errors", "recipes"},  # a recipe's name is looked up at run time; recipes import config
     "recipes": {"config"},
     "native": set(),
@@ -17,7 +18,7 @@ MAY_IMPORT = {
     "parallel": {"errors", "config", "cpu"},
     "model": {"errors", "config", "parallel", "cpu"},
     "data": {"errors", "config", "corpus", "parallel", "run_folder"},
-    "train": {"errors", "config", "corpus", "run_folder", "parallel", "cpu", "model", "data"},
+    "train": {"errors", "exit_codes", "config", "corpus", "run_folder", "parallel", "cpu", "model", "data"},
     "convert": {"errors", "config", "corpus", "run_folder"},
     "evaluate": {"errors"},
 }

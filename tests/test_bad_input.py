@@ -97,7 +97,7 @@ def test_checkpoint_that_is_none(folder, refusal):
     assert "nowhere: not a checkpoint, there is no such folder" in message
 
 
-@pytest.mark.parametrize("change", ["budget.global_batch_size=32", "budget.total_tokens=491520", "seed=5", "data.valid_ratio=0.1"])
+@pytest.mark.parametrize("change", ["budget.global_batch_size=32", "seed=5", "data.valid_ratio=0.1"])
 def test_a_begun_run_keeps_its_data(folder, refusal, change):
     run = RunFolder("runs/tiny")
     begin_checkpoint(run.checkpoint(3))

@@ -114,7 +114,7 @@ def test_saved_config_with_changes_loads_equal(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
-@pytest.mark.parametrize("section", [None, "model", "optim", "data", "budget"])
+@pytest.mark.parametrize("section", [None, "model", "optim", "data", "budget", "watch"])
 def test_config_is_frozen(section):
     config = recipe_config("tiny")
     target = getattr(config, section) if section else config
@@ -161,15 +161,31 @@ def test_tensor_parallelism_of_a_dense_model_needs_no_sequence_parallelism_but_d
     assert "parallel.tp=2 does not divide model.ffn_hidden_size=127" in message and "problems" not in message
 
 
+def test_a_watch_that_could_never_raise_an_alarm_is_refused():
+    assert "watch.min_steps=64 is more than watch.window_steps=32" in refusal("watch.min_steps=64", "watch.window_steps=32")
+    assert load_config("tiny", ["watch.min_steps=32", "watch.window_steps=32"]).watch.window_steps == 32
+
+
+def test_an_action_that_an_alarm_does_not_have_is_refused():
+    assert "watch.loss_spike='skip_step'" in refusal("watch.loss_spike=skip_step")  # the update came before the loss was judged
+
+
 def test_fp8_without_transformer_engine_is_refused():
     message = refusal("precision.compute=fp8", "precision.backend=local", what="llmjp_8x13b")
     assert 'needs precision.backend="te"' in message
 
 
+def test_attention_within_documents_is_refused_where_transformer_engine_would_attend_across():
+    message = refusal("data.attention=document", "precision.backend=te")
+    assert 'data.attention="document" is built into precision.backend="local" only' in message
+    assert load_config("tiny", ["data.attention=document"]).data.attention == "document"
+
+
 @pytest.mark.parametrize(("change", "said"), [
     ("parallel.tp=3", "parallel.tp=3 does not divide model.num_attention_heads=4; choose from [1, 2, 4]"),
     ("parallel.pp=3", "parallel.pp=3 does not divide model.num_layers=4; choose from [1, 2, 4]"),
-    ("parallel.cp=2", "parallel.cp=2"),
+    ("parallel.vpp=2", "parallel.vpp=2 needs parallel.pp of at least 2; set parallel.vpp=1"),
+    ("parallel.cp=3", "budget.seq_length=128 is not a multiple of 2 x parallel.cp = 6; nearest that work: [126, 132]"),
     ("parallel.sequence_parallel=true", "needs parallel.tp of at least 2"),
     ("parallel.overlap_param_gather=true", "needs parallel.overlap_grad_reduce=true"),
     ("model.router_topk=9", "model.router_topk=9 is more than model.num_experts=8"),
@@ -198,6 +214,26 @@ def test_global_batch_that_the_ranks_do_not_divide_is_refused_with_the_nearest()
     for works in (992, 1024):
         again = load_config("llmjp_8x13b", [f"budget.global_batch_size={works}", "budget.micro_batch_size=2"])
         assert problems(again, world_size=64) == []
+
+
+def test_context_and_sequence_parallelism_split_the_sequence_together():
+    layout = ["parallel.cp=2", "parallel.tp=2", "parallel.sequence_parallel=true"]
+    assert "not a multiple of 2 x parallel.cp x parallel.tp = 8" in refusal(*layout, "budget.seq_length=100")
+    assert load_config("tiny", [*layout, "budget.seq_length=104"]).parallel.cp == 2
+    assert load_config("tiny", ["parallel.cp=2", "budget.seq_length=100"]).parallel.cp == 2
+
+
+def test_chunks_that_do_not_divide_the_layers_are_refused_with_those_that_do():
+    message = refusal("parallel.pp=2", "parallel.vpp=3")
+    assert "parallel.pp x vpp = 2 x 3 does not divide model.num_layers=4; choose parallel.vpp from [1, 2]" in message
+
+
+def test_interleaving_needs_micro_batches_in_multiples_of_the_stages():
+    layout = ["parallel.ep=1", "parallel.pp=2", "parallel.vpp=2", "budget.micro_batch_size=2"]
+    (found,) = problems(load_config("tiny", [*layout, "budget.global_batch_size=6"]), world_size=2)
+    assert "multiples of parallel.pp=2, and there are 3; budget.global_batch_size that work: [4, 8]" in found
+    for works in (4, 8):
+        assert problems(load_config("tiny", [*layout, f"budget.global_batch_size={works}"]), world_size=2) == []
 
 
 # ---- what follows from the words

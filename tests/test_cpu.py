@@ -30,6 +30,10 @@ def test_factories_keep_their_other_arguments():
     assert torch.empty(2, device="meta").device.type == "meta"
 
 
+def test_pinned_memory_is_plain_memory():
+    assert torch.tensor([1, 2], device="cpu", pin_memory=True).tolist() == [1, 2]
+
+
 def test_a_device_context_still_reaches_the_wrapped_factories():
     with torch.device("meta"):
         made = (torch.zeros(2), torch.ones(2), torch.empty(2), torch.full((2,), 1.0), torch.arange(2), torch.randn(2))

@@ -13,26 +13,34 @@ PINNED = "0.16.1"
 # (where, what, parameters we pass by name)
 CALLS = [
     ("parallel_state", "initialize_model_parallel", "tensor_model_parallel_size pipeline_model_parallel_size "
-     "context_parallel_size expert_model_parallel_size expert_tensor_parallel_size create_gloo_process_groups"),
+     "virtual_pipeline_model_parallel_size context_parallel_size expert_model_parallel_size expert_tensor_parallel_size "
+     "create_gloo_process_groups"),
     ("parallel_state", "destroy_model_parallel", ""),
     ("tensor_parallel", "model_parallel_cuda_manual_seed", "seed"),
     ("process_groups_config", "ProcessGroupCollection.use_mpu_process_groups", ""),
     ("models.gpt", "GPTModel.__init__", "config transformer_layer_spec vocab_size max_sequence_length pre_process "
-     "post_process share_embeddings_and_output_weights position_embedding_type rotary_base pg_collection"),
+     "post_process share_embeddings_and_output_weights position_embedding_type rotary_base pg_collection vp_stage"),
     ("models.gpt.gpt_layer_specs", "get_gpt_layer_with_transformer_engine_spec", "num_experts moe_grouped_gemm"),
     ("models.gpt.moe_module_specs", "get_moe_module_spec", "use_te num_experts moe_grouped_gemm"),
     ("transformer.mlp", "MLPSubmodules.__init__", "linear_fc1 linear_fc2"),
-    ("transformer.transformer_block", "get_num_layers_to_build", "config pp_rank"),
-    ("distributed", "DistributedDataParallel.__init__", "config ddp_config module pg_collection"),
+    ("transformer.transformer_block", "get_num_layers_to_build", "config vp_stage pp_rank"),
+    ("tensor_parallel.mappings", "gather_from_sequence_parallel_region", "input_ tensor_parallel_output_grad group"),
+    ("distributed", "DistributedDataParallel.__init__", "config ddp_config module disable_bucketing pg_collection"),
     ("distributed", "DistributedDataParallelConfig.__init__", "grad_reduce_in_fp32 use_distributed_optimizer "
      "overlap_grad_reduce overlap_param_gather"),
     ("distributed", "finalize_model_grads", "model num_tokens pg_collection"),
     ("optimizer", "get_megatron_optimizer", "config model_chunks use_gloo_process_groups pg_collection"),
+    ("optimizer.optimizer", "ChainedOptimizer.prepare_grads", ""),
+    ("optimizer.optimizer", "ChainedOptimizer.get_grad_norm", ""),
+    ("optimizer.optimizer", "ChainedOptimizer.step_with_ready_grads", ""),
+    ("optimizer.clip_grads", "clip_grad_by_total_norm_fp32", "parameters max_norm total_norm"),
     ("optimizer.distrib_optimizer", "DistributedOptimizer.sharded_param_state_fully_reshardable",
      "model_sharded_state_dict is_loading metadata"),
     ("optimizer.distrib_optimizer", "DistributedOptimizer.load_parameter_state_from_fully_reshardable", "state_dict"),
     ("pipeline_parallel", "get_forward_backward_func", ""),
     ("pipeline_parallel.schedules", "forward_backward_no_pipelining", "forward_step_func data_iterator model "
+     "num_microbatches seq_length micro_batch_size forward_only p2p_communicator pg_collection"),
+    ("pipeline_parallel.schedules", "forward_backward_pipelining_with_interleaving", "forward_step_func data_iterator model "
      "num_microbatches seq_length micro_batch_size forward_only p2p_communicator pg_collection"),
     ("pipeline_parallel.p2p_communication", "P2PCommunicator.__init__", "pp_group config"),
     ("dist_checkpointing", "save", "sharded_state_dict checkpoint_dir content_metadata"),

@@ -56,7 +56,8 @@ def test_dry_run_agrees_with_the_model_that_is_really_built(name, capsys):
         assert f"{number:,}" in printed
 
 
-@pytest.mark.parametrize(("tied", "layout"), itertools.product((False, True), ("tp=1 pp=1", "tp=2 pp=1", "tp=1 pp=2", "tp=2 pp=4")))
+@pytest.mark.parametrize(("tied", "layout"), itertools.product((False, True), (
+    "tp=1 pp=1", "tp=2 pp=1", "tp=1 pp=2", "tp=2 pp=4", "tp=1 pp=2 vpp=2")))
 def test_dry_run_agrees_with_dense_and_tied_models(tied, layout, capsys):
     """print_plan asserts that every stage that is built holds what the arithmetic says."""
     dense = ["model.num_experts=0", "model.router_topk=0", "parallel.ep=1", *(f"parallel.{word}" for word in layout.split())]

@@ -1,9 +1,9 @@
 """Are the indices of a run's sequences already there, whole, and if not, how are they built so that a kill does no harm?
 
 In: the folder of index caches, what a cache is made for, and a function that lets Megatron-Core build into a folder.
-Out: FOLDER/KEY/ with Megatron-Core's own files (document, sample and shuffle index of every source and split, the
-blend's two) and `index_cache.json`, which lists them with their sizes. KEY is a hash of everything that decides an
-index: seed, sequence length, budget, weights, split, the token sets' paths and checksums, Megatron-Core's version.
+Out: FOLDER/KEY/ with Megatron-Core's own files (document, sample and shuffle index of every source, split and epoch;
+the blend's two) and `index_cache.json`, which lists them with their sizes. KEY is a hash of everything that decides an
+index: seed, sequence length, budget, weights, validation share, the token sets' paths and checksums, Megatron-Core's version.
 
 Invariant: FOLDER/KEY exists only whole. Megatron-Core 0.16.1 takes any existing set of files for whole, even one
 whose last file a killed process wrote half; so it builds in a folder of another name, everything there is brought to
@@ -11,6 +11,7 @@ the disk, and one rename of that folder makes it the cache. A cache whose files 
 that was cut short) is built anew.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from megatron_jmed.corpus.manifest import sync_folder
@@ -33,12 +35,11 @@ LIST_NAME = "index_cache.json"
 LEFTOVER_SECONDS = 24 * 3600
 
 
-def whole_cache(folder: Path, made_for: dict[str, Any], build: Callable[[Path, bool], object]) -> Path:
+def whole_cache(folder: Path, made_for: dict[str, Any], build: Callable[[Path], object]) -> Path:
     """The whole cache FOLDER/KEY, built by rank 0 if it is not there. Collective over all ranks.
 
-    `build(into, is_mine)` is called on all ranks or on none, because Megatron-Core's builder waits for all of them; only
-    where `is_mine` may it write. Only rank 0 looks at the disk before the cache is whole, so that no other node
-    remembers (as NFS clients do) that it was not there.
+    `build(into)` is called on rank 0 alone, which also is the only one that looks at the disk before the cache is whole, so
+    that no other node remembers (as NFS clients do) that it was not there.
     """
     made_for = {"megatron_core": metadata.version("megatron-core"), **made_for}
     cache = folder / cache_key(made_for)
@@ -49,10 +50,10 @@ def whole_cache(folder: Path, made_for: dict[str, Any], build: Callable[[Path, b
             partial = _begin(cache)
         must_build = [partial is not None]
         torch.distributed.broadcast_object_list(must_build, src=0)
+        if partial:
+            build(partial)
+            _publish(partial, cache, made_for)
         if must_build[0]:
-            build(partial or cache, is_mine)
-            if partial:
-                _publish(partial, cache, made_for)
             torch.distributed.barrier()
     except Exception as error:
         if partial:
@@ -111,7 +112,15 @@ def _beside(cache: Path) -> Path:
 
 
 def _publish(partial: Path, cache: Path, made_for: dict[str, Any]) -> None:
-    """Bring everything to the disk, then make it the cache by one rename; a cache that another job made first stays."""
+    """Bring everything to the disk, then make it the cache by one rename; a cache that another job made first stays.
+
+    OSError for an array that is cut short: where a disk is full, numpy's `save` may lose the last bytes without a word.
+    """
+    for path in partial.glob("*.npy"):
+        try:
+            np.load(path, mmap_mode="r")
+        except ValueError:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
     sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
     content = {"made_for": made_for, "file_bytes": sizes}
     (partial / LIST_NAME).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,26 +1,26 @@
-"""Token sets + blend -> the sequences of each step, through Megatron-Core's GPTDataset and BlendedDataset.
+"""Token sets + blend -> the sequences of each step, through Megatron-Core's GPTDataset.
 
 Documents are packed one after the other into sequences of `seq_length`; attention and positions run across documents,
-as in the pre-training of LLM-jp-3. Invariant: which sequences step N reads depends on config, token sets and N alone,
-not on the number of ranks or on where the run was interrupted: sequence i of the global order belongs to step
-i // global_batch_size.
+as in the pre-training of LLM-jp-3, or (`data.attention`) stay within each; the last token of a document learns the first
+of the next either way. Invariant: which sequences step N reads depends on config, token sets and N alone, not on the number
+of ranks or on where the run was interrupted: sequence i of the global order belongs to step i // global_batch_size.
 """
 
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from megatron.core.datasets.blended_dataset import BlendedDataset
-from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
+from megatron.core.datasets.utils import Split
 
 from megatron_jmed.config import RunConfig
 from megatron_jmed.corpus.tokens import TokenSet, load_token_set
-from megatron_jmed.data.batch import Batch, batch_from_sample
+from megatron_jmed.data.batch import Batch, DocumentMarks, batch_from_sample
+from megatron_jmed.data.blended import BlendedSequences, blend, open_sources, take_turns
 from megatron_jmed.data.index_cache import whole_cache
 from megatron_jmed.errors import CorpusError
 from megatron_jmed.parallel import Groups
@@ -29,9 +29,10 @@ from megatron_jmed.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class _TokenIds:
-    """Stands for the tokenizer in Megatron-Core's dataset config: the ids are already written, none is special."""
+    """Stands for the tokenizer in Megatron-Core's dataset config: the ids are already written, none is special to it."""
 
     unique_identifiers: tuple[str, ...]  # becomes part of the index cache's name
+    marks: DocumentMarks
     eod: int = -1
     pad: int = -1  # no id in the data equals it, so no label is masked by mistake
     vocab_size: int | None = None
@@ -39,10 +40,10 @@ class _TokenIds:
 
 @dataclass(frozen=True)
 class PretrainData:
-    """The blended sequences of a run; `valid` is None where nothing is kept for validation."""
+    """The blended sequences of a run; `valid` (every source alike) is None where nothing is kept for validation."""
 
-    train: BlendedDataset
-    valid: BlendedDataset | None
+    train: BlendedSequences
+    valid: BlendedSequences | None
     source_names: tuple[str, ...]
     index_cache: Path
 
@@ -82,6 +83,9 @@ def _mismatches(config: RunConfig, name: str, token_set: TokenSet) -> list[str]:
     if token_set.vocab_size != config.model.vocab_size:
         wrong.append(f"data.blend source {name!r} was tokenised with {token_set.vocab_size} pieces; model.vocab_size is "
                      f"{config.model.vocab_size}")
+    if config.data.attention == "document" and not any(_has_mark(token_set, mark) for mark in ("bos", "eos")):
+        wrong.append(f'data.blend source {name!r} marks neither begin nor end of its documents (it was tokenised with --no-bos '
+                     '--no-eos), so data.attention="document" cannot tell them apart; tokenise it with one of the two')
     train_share = 1 - config.data.valid_ratio
     if token_set.num_tokens * train_share <= config.budget.seq_length:
         wrong.append(f"data.blend source {name!r} has {token_set.num_tokens} tokens, less than one sequence of "
@@ -93,37 +97,55 @@ def _mismatches(config: RunConfig, name: str, token_set: TokenSet) -> list[str]:
     return wrong
 
 
+def _has_mark(token_set: TokenSet, mark: Literal["bos", "eos"]) -> bool:
+    return bool(token_set.manifest.settings.get(mark))
+
+
+def _document_marks(token_sets: list[TokenSet]) -> DocumentMarks:
+    """What stands at the begin or the end of documents in any of the token sets (which share their tokenizer)."""
+    ids = token_sets[0].tokenizer
+    return DocumentMarks(begin=ids.bos_id if any(_has_mark(token_set, "bos") for token_set in token_sets) else None,
+                         end=ids.eos_id if any(_has_mark(token_set, "eos") for token_set in token_sets) else None)
+
+
 def build_data(config: RunConfig, token_sets: list[TokenSet]) -> PretrainData:
     """The run's sequences; an index cache that is not there is built by rank 0 first. Collective over all ranks."""
     prefixes = [token_set.prefix for token_set in token_sets]
     weights = [source.weight for source in config.data.blend]
-    split = f"{1 - config.data.valid_ratio},{config.data.valid_ratio},0"
-    valid_sequences = config.budget.eval_steps * config.budget.global_batch_size if config.data.valid_ratio else 0
-    sizes = [config.num_steps * config.budget.global_batch_size, valid_sequences, 0]
+    batch, valid_ratio = config.budget.global_batch_size, config.data.valid_ratio
+    num_train, num_valid = config.num_steps * batch, config.budget.eval_steps * batch if valid_ratio else 0
 
-    def build(cache: Path, is_mine: bool) -> list[BlendedDataset | None]:
-        dataset_config = GPTDatasetConfig(
-            random_seed=config.seed,
-            sequence_length=config.budget.seq_length,
-            blend=(prefixes, weights),
-            split=split,
-            path_to_cache=str(cache),
-            tokenizer=_TokenIds(tuple(t.tokenizer_sha256 for t in token_sets)),
-            reset_position_ids=False,
-            reset_attention_mask=False,
-            eod_mask_loss=False,
-            create_attention_mask=False,
-        )
-        return BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: is_mine, dataset_config).build()
+    def build(cache: Path) -> tuple[BlendedSequences, BlendedSequences | None]:
+        dataset_config = _dataset_config(config, token_sets, cache)
+        train = BlendedSequences(open_sources(prefixes, valid_ratio, Split.train, dataset_config),
+                                 *blend(weights, num_train, cache))
+        valid = BlendedSequences(open_sources(prefixes, valid_ratio, Split.valid, dataset_config),
+                                 *take_turns(len(prefixes), num_valid)) if num_valid else None
+        return train, valid
 
-    made_for = {"seed": config.seed, "seq_length": config.budget.seq_length, "num_sequences": sizes, "split": split,
+    made_for = {"order": 2, "seed": config.seed, "seq_length": config.budget.seq_length, "num_sequences": [num_train, num_valid],
+                "valid_ratio": valid_ratio,
                 "token_sets": [{"prefix": token_set.prefix, "weight": weight, "tokenizer": token_set.tokenizer_sha256,
                                 "sha256": {file.path: file.sha256 for file in token_set.manifest.files}}
                                for token_set, weight in zip(token_sets, weights, strict=True)]}
     caches = Path(config.data.cache_folder or RunFolder(config.run_folder).index_cache)
     cache = whole_cache(caches, made_for, build)
-    train, valid, _ = build(cache, True)
+    train, valid = build(cache)
     return PretrainData(train, valid, tuple(source.name for source in config.data.blend), cache)
+
+
+def _dataset_config(config: RunConfig, token_sets: list[TokenSet], cache: Path) -> GPTDatasetConfig:
+    return GPTDatasetConfig(
+        random_seed=config.seed,
+        sequence_length=config.budget.seq_length,
+        split="1,0,0",  # read by Megatron-Core's builder alone, which is not used; it must be given
+        path_to_cache=str(cache),
+        tokenizer=_TokenIds(tuple(t.tokenizer_sha256 for t in token_sets), _document_marks(token_sets)),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
 
 
 class _RankSequences(torch.utils.data.Sampler):
@@ -150,7 +172,7 @@ class _RankSequences(torch.utils.data.Sampler):
                 yield list(range(start, start + self.micro_batch_size))
 
 
-def batches(config: RunConfig, dataset: BlendedDataset, groups: Groups, start_step: int, num_steps: int,
+def batches(config: RunConfig, dataset: BlendedSequences, groups: Groups, start_step: int, num_steps: int,
             device: torch.device) -> Iterator[Batch]:
     """This rank's micro-batches of steps `start_step` to `num_steps`, in order."""
     sampler = _RankSequences(start_step, num_steps, config.budget.global_batch_size, config.budget.micro_batch_size,
@@ -162,12 +184,13 @@ def batches(config: RunConfig, dataset: BlendedDataset, groups: Groups, start_st
         pin_memory=device.type == "cuda",
         worker_init_fn=_ignore_job_signals,
     )
-    return (batch_from_sample(sample, device) for sample in loader)
+    marks = dataset.config.tokenizer.marks if config.data.attention == "document" else None
+    return (batch_from_sample(sample, device, groups.cp.rank(), groups.cp.size(), marks) for sample in loader)
 
 
 def _ignore_job_signals(_worker: int) -> None:
     # Slurm sends the job's signals to every process of a step; a loader that dies of one takes the checkpoint with it.
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 

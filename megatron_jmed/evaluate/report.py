@@ -158,6 +158,8 @@ def _notes(run: Run) -> str:
         num_bad = sum(key in r for r in steps) - len(_finite(steps, key))
         if num_bad:
             notes.append(f"{key} was not a finite number at {num_bad} of {len(steps)} steps.")
+    notes += [f"Alarm {alarm['name']} at step {alarm['step']} ({alarm['action']}): {alarm['sentence']}."
+              for alarm in run.metrics.alarms]
     if steps and not run.metrics.validation:
         notes.append("No validation was run.")
     for scores in run.scores:

@@ -23,12 +23,13 @@ BLEND_FIELDS = ("name", "lang", "num_tokens", "num_documents", "planned_tokens",
 
 @dataclass(frozen=True)
 class Metrics:
-    """Training and validation records by step; how many were replaced; whether the last line is cut."""
+    """Training and validation records by step; how many were replaced; whether the last line is cut; alarms in their order."""
 
     training: list[dict[str, Any]]
     validation: list[dict[str, Any]]
     num_replaced: int = 0
     is_cut: bool = False
+    alarms: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def read_metrics(path: Path) -> Metrics:
     whole, _, cut = path.read_text(encoding="utf-8").rpartition("\n")
     training: dict[int, dict[str, Any]] = {}
     validation: dict[int, dict[str, Any]] = {}
+    alarms: list[dict[str, Any]] = []
     num_replaced = 0
     for number, line in enumerate(whole.split("\n") if whole else [], start=1):
         record = _parse_record(f"{path}:{number}", line)
@@ -76,6 +78,7 @@ def read_metrics(path: Path) -> Metrics:
         if "loss" in record:
             abandoned = [s for s in training if s >= step], [s for s in validation if s > step]
             num_replaced += sum(map(len, abandoned))
+            alarms = [alarm for alarm in alarms if alarm["step"] < step]
             for records, steps in zip((training, validation), abandoned, strict=True):
                 for old in steps:
                     del records[old]
@@ -83,13 +86,15 @@ def read_metrics(path: Path) -> Metrics:
         if "valid_loss" in record:
             num_replaced += step in validation
             validation[step] = record
+        if "alarm" in record:
+            alarms.append(record["alarm"])
     in_order = [[records[step] for step in sorted(records)] for records in (training, validation)]
-    return Metrics(in_order[0], in_order[1], num_replaced, is_cut=bool(cut))
+    return Metrics(in_order[0], in_order[1], num_replaced, bool(cut), tuple(alarms))
 
 
 def _parse_record(place: str, line: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = _with_numbers(json.loads(line))
     except json.JSONDecodeError as error:
         raise ExamError(f"{place}: not JSON ({error}); expected one JSON object a line") from None
     if not isinstance(record, dict) or not isinstance(record.get("step"), int):
@@ -99,14 +104,21 @@ def _parse_record(place: str, line: str) -> dict[str, Any]:
             raise ExamError(f"{place}: {key}: {record[key]!r}; expected a number")
     if "tokens" not in record:
         raise ExamError(f"{place}: tokens: missing; expected the number of tokens trained on so far")
-    if "loss" not in record and "valid_loss" not in record:
-        raise ExamError(f"{place}: neither loss nor valid_loss; expected one of them in every line")
+    if not {"loss", "valid_loss", "alarm", "save"} & set(record):
+        raise ExamError(f"{place}: neither loss nor valid_loss nor alarm nor save; expected one of them in every line")
     load = record.get("expert_load") or []
     if not all(isinstance(layer, list) and layer and len(layer) == len(load[0]) for layer in load):
         raise ExamError(f"{place}: expert_load: expected for every layer a list of as many shares as experts")
     if not isinstance(record.get("valid_loss", {}), dict):
         raise ExamError(f"{place}: valid_loss: {record['valid_loss']!r}; expected a loss for every source")
     return record
+
+
+def _with_numbers(value: Any) -> Any:
+    """JSON has no NaN: training writes a number that is not finite as a string."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(inner) for key, inner in value.items()}
+    return float(value) if value in ("nan", "inf", "-inf") else value
 
 
 def _read_object(path: Path) -> dict[str, Any]:

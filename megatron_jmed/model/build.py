@@ -18,29 +18,35 @@ from megatron_jmed.model.transformer import transformer_config
 from megatron_jmed.parallel import Groups, device, is_first_stage, is_last_stage
 
 
-def build_model(config: RunConfig, groups: Groups) -> GPTModel:
-    """This rank's stage of the model, its weights drawn from the seed that `start_groups` set."""
+def build_model(config: RunConfig, groups: Groups, chunk: int = 0) -> GPTModel:
+    """One of the `parallel.vpp` chunks of this rank's stage, its weights drawn from the seed that `start_groups` set.
+
+    Without interleaving (vpp=1) the chunk is the stage. Chunk c of stage s holds the layers number c * pp + s of
+    pp * vpp equal parts.
+    """
     mcore_config = transformer_config(config)
+    vp_stage = chunk if config.parallel.vpp > 1 else None
     spec = decoder_spec(config)
     if config.precision.backend == "local":
         # a list of layers with our own final norm: Megatron-Core's default for a plain layer spec is torch's or apex's
-        num_layers = get_num_layers_to_build(mcore_config, pp_rank=groups.pp.rank())
+        num_layers = get_num_layers_to_build(mcore_config, vp_stage, groups.pp.rank())
         spec = TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RMSNorm)
     return GPTModel(
         config=mcore_config,
         transformer_layer_spec=spec,
         vocab_size=config.padded_vocab_size,
         max_sequence_length=config.model.max_position_embeddings,
-        pre_process=is_first_stage(groups),
-        post_process=is_last_stage(groups),
+        pre_process=is_first_stage(groups) and chunk == 0,
+        post_process=is_last_stage(groups) and chunk == config.parallel.vpp - 1,
         share_embeddings_and_output_weights=config.model.tied_embeddings,
         position_embedding_type="rope",
         rotary_base=config.model.rotary_base,
         pg_collection=groups,
+        vp_stage=vp_stage,
     )
 
 
-def build_meta_model(config: RunConfig, groups: Groups) -> GPTModel:
+def build_meta_model(config: RunConfig, groups: Groups, chunk: int = 0) -> GPTModel:
     """`build_model` without memory: shapes only, for dry runs. Always the local back end: Transformer Engine's layers
     have the same parameters but cannot be built without a GPU."""
     shapes_only = config.model_copy(update={
@@ -48,37 +54,39 @@ def build_meta_model(config: RunConfig, groups: Groups) -> GPTModel:
         "model": config.model.model_copy(update={"mcore": {**config.model.mcore, "perform_initialization": False}}),
     })
     with on_meta_device():
-        return build_model(shapes_only, groups)
+        return build_model(shapes_only, groups, chunk)
 
 
-def build_forward_model(config: RunConfig, groups: Groups) -> GPTModel | Float16Module:
-    """The model on this rank's device and in its precision, without anything that only training needs."""
-    model = build_model(config, groups).to(device())
+def build_forward_model(config: RunConfig, groups: Groups, chunk: int = 0) -> GPTModel | Float16Module:
+    """A chunk of the model on this rank's device and in its precision, without anything that only training needs."""
+    model = build_model(config, groups, chunk).to(device())
     return Float16Module(model.config, model) if model.config.bf16 else model
 
 
-def build_data_parallel_model(config: RunConfig, groups: Groups) -> DistributedDataParallel:
-    """The model on this rank's device, with gradient buffers sharded for the distributed optimizer."""
-    model = build_forward_model(config, groups)
+def build_data_parallel_model(config: RunConfig, groups: Groups) -> list[DistributedDataParallel]:
+    """This rank's chunks of the model, with gradient buffers sharded for the distributed optimizer."""
     buffers = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=True,
         overlap_grad_reduce=config.parallel.overlap_grad_reduce,
         overlap_param_gather=config.parallel.overlap_param_gather,
     )
-    return DistributedDataParallel(model.config, buffers, model, pg_collection=groups)
+    chunks = [build_forward_model(config, groups, chunk) for chunk in range(config.parallel.vpp)]
+    # only the first chunk's gradients are reduced in pieces: the others have other chunks' work to hide behind
+    return [DistributedDataParallel(chunk.config, buffers, chunk, disable_bucketing=number > 0, pg_collection=groups)
+            for number, chunk in enumerate(chunks)]
 
 
 @contextmanager
-def whole_weights(model: DistributedDataParallel) -> Iterator[None]:
+def whole_weights(model: list[DistributedDataParallel]) -> Iterator[None]:
     """Inside, every rank holds all of its new weights: needed to save or to validate between two steps.
 
     With `overlap_param_gather` a rank has updated only its own shard until the next forward pass gathers the rest.
     Collective over the data-parallel ranks.
     """
-    if not model.ddp_config.overlap_param_gather:
-        yield
-        return
-    model.disable_forward_pre_hook()
+    waiting = [chunk for chunk in model if chunk.ddp_config.overlap_param_gather]
+    for chunk in waiting:
+        chunk.disable_forward_pre_hook()
     yield
-    model.enable_forward_pre_hook()
+    for chunk in waiting:
+        chunk.enable_forward_pre_hook()

@@ -1,6 +1,7 @@
 """Which modules make up one layer: the ModuleSpec, where kernels enter.
 
-Legend: S sequence, B micro-batch, N heads, G query groups, D head size, H hidden.
+Legend: S sequence (under context parallelism: this rank's part of it), B micro-batch, N heads, G query groups, D head
+size, H hidden; Q and K tokens that ask and that are asked.
 Two back ends share one checkpoint: `local` (torch and the modules below, runs anywhere) and `te` (Transformer
 Engine's fused layers). Invariant: both name their parameters in a checkpoint alike (Transformer Engine's naming:
 the input norm belongs to linear_qkv; the MLP norm stands alone before experts and belongs to linear_fc1 in a dense
@@ -13,6 +14,7 @@ from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -23,6 +25,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_jmed.config import RunConfig
+from megatron_jmed.parallel import Groups, part_of_sequence
 
 
 class RMSNorm(torch.nn.Module):
@@ -46,22 +49,67 @@ class RMSNorm(torch.nn.Module):
 class CausalAttention(torch.nn.Module):
     """softmax(Q K^T / sqrt(D)) V under a causal mask, by torch's scaled_dot_product_attention.
 
-    Stands where Megatron-Core has DotProductAttention, which keeps the S x S matrix in memory.
+    Stands where Megatron-Core has DotProductAttention, which keeps the S x S matrix in memory. Under context parallelism
+    the keys and values of all ranks are gathered; their gradients come back summed.
+
+    What Megatron-Core passes on as `attention_mask` is here `document_BS`: the number of the document that each token of
+    the whole sequence belongs to, or None. A token sees its own document only. The rotary embedding still counts through
+    the whole sequence (the angles are those of one row for all sequences), which a document does not see: scores depend on
+    distances alone. Only the rounding of the angles differs from that of a document at the front.
     """
 
     def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType,
-                 attention_type: str, **_unused):
+                 attention_type: str, pg_collection: Groups | None = None, **_unused):
         super().__init__()
         assert attn_mask_type == AttnMaskType.causal, "only causal attention is built"
+        self.cp = pg_collection.cp if pg_collection and pg_collection.cp.size() > 1 else None
 
-    def forward(self, query_SBND, key_SBGD, value_SBGD, attention_mask=None, *, attn_mask_type=None,
+    def forward(self, query_SBND, key_SBGD, value_SBGD, document_BS: torch.Tensor | None = None, *, attn_mask_type=None,
                 attention_bias=None, packed_seq_params=None) -> torch.Tensor:
-        """[S, B, N, D], [S, B, G, D] twice -> [S, B, N*D]."""
+        """[S, B, N, D], [S, B, G, D] twice -> [S, B, N*D]. Collective over the context-parallel ranks."""
         assert attention_bias is None and packed_seq_params is None, "not built into this back end"
+        if self.cp:
+            # one gather for both; the last dimension tells them apart
+            key_value = gather_from_sequence_parallel_region(torch.cat([key_SBGD, value_SBGD], dim=-1), group=self.cp)
+            key_SBGD, value_SBGD = key_value.split([key_SBGD.size(-1), value_SBGD.size(-1)], dim=-1)
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query_SBND, key_SBGD, value_SBGD))
-        grouped = query.size(1) != key.size(1)
-        context_BNSD = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+        if self.cp:
+            context_BNSD = _attention(query, key, value, self._seen(key.size(2), key.device, document_BS))
+        elif document_BS is not None:
+            context_BNSD = _attention_by_document(query, key, value, document_BS)
+        else:
+            context_BNSD = _attention(query, key, value)
         return context_BNSD.permute(2, 0, 1, 3).flatten(start_dim=2)
+
+    def _seen(self, seq_length: int, device: torch.device, document_BS: torch.Tensor | None) -> torch.Tensor:
+        """Which of the gathered tokens each of this rank's tokens may see: [Q, K], or [B, 1, Q, K] where there are documents.
+
+        The gathered tokens come rank by rank; what counts is their places in the whole sequence.
+        """
+        places = torch.arange(seq_length, device=device)
+        by_rank = [part_of_sequence(places, 0, rank, self.cp.size()) for rank in range(self.cp.size())]
+        asking_Q, asked_K = by_rank[self.cp.rank()], torch.cat(by_rank)
+        seen_QK = asked_K[None, :] <= asking_Q[:, None]
+        if document_BS is None:
+            return seen_QK
+        return (seen_QK & (document_BS[:, asking_Q, None] == document_BS[:, None, asked_K])).unsqueeze(1)
+
+
+def _attention(query_BNQD, key_BGKD, value_BGKD, seen_QK: torch.Tensor | None = None) -> torch.Tensor:
+    """[B, N, Q, D]; without `seen_QK` under a causal mask."""
+    grouped = query_BNQD.size(1) != key_BGKD.size(1)
+    return F.scaled_dot_product_attention(query_BNQD, key_BGKD, value_BGKD, attn_mask=seen_QK, is_causal=seen_QK is None,
+                                          enable_gqa=grouped)
+
+
+def _attention_by_document(query_BNSD, key_BGSD, value_BGSD, document_BS: torch.Tensor) -> torch.Tensor:
+    """[B, N, S, D]: every document for itself, which costs the sum of the squares of their lengths and no mask."""
+    rows = []
+    for row, document_S in enumerate(document_BS):
+        lengths = torch.unique_consecutive(document_S, return_counts=True)[1].tolist()
+        parts = (tensor[row : row + 1].split(lengths, dim=2) for tensor in (query_BNSD, key_BGSD, value_BGSD))
+        rows.append(torch.cat([_attention(*document) for document in zip(*parts, strict=True)], dim=2))
+    return torch.cat(rows)
 
 
 def decoder_spec(config: RunConfig) -> TransformerBlockSubmodules | ModuleSpec:

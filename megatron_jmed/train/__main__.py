@@ -5,6 +5,7 @@ config is refused in a second.
 """
 
 import argparse
+import sys
 
 from megatron_jmed.config import load_config
 from megatron_jmed.errors import run_tool
@@ -33,7 +34,7 @@ def main() -> None:
         return
     from megatron_jmed.train.loop import train
 
-    train(config, world, token_sets, checkpoint, state)
+    sys.exit(train(config, world, token_sets, checkpoint))
 
 
 def _arguments() -> argparse.Namespace:

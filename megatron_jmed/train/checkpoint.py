@@ -2,7 +2,7 @@
 
 Weights are stored under Megatron-Core's own keys; masters and moments under `optimizer.state.NAME.KEY`, each with the
 full shape of its weight. What is scalar (step, tokens) is in state.json. Invariant: neither the keys nor the bytes of a
-tensor depend on the layout that wrote it, so TP, PP, EP, DP and the number of ranks are free to change at a resume.
+tensor depend on the layout that wrote it, so TP, PP, VPP, EP, DP and the number of ranks are free to change at a resume.
 
 Upstream (0.16.1) does not get there by itself: `fully_reshardable` saves but its load misses Adam's `step` under
 torch's optimizer, and the `chained_N.` prefixes differ between EP=1 and EP>1. Both are avoided by asking each
@@ -10,13 +10,12 @@ distributed optimizer for its tensors directly. No random number is drawn while 
 the random state is not part of a checkpoint.
 """
 
-import queue
+import uuid
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -26,49 +25,40 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_jmed.errors import CheckpointError
 from megatron_jmed.parallel import Groups
-from megatron_jmed.run_folder import CheckpointState, begin_checkpoint, finish_checkpoint
+from megatron_jmed.run_folder import CheckpointState
+from megatron_jmed.train.writer import PendingSave
 
 
-def save_checkpoint(folder: Path, state: CheckpointState, model: DistributedDataParallel, optimizer: ChainedOptimizer,
+def begin_save(folder: Path, state: CheckpointState, model: list[DistributedDataParallel], optimizer: ChainedOptimizer | None,
+               groups: Groups) -> PendingSave:
+    """Begin to write everything a resume needs, or (without an optimizer) the weights. Collective over all ranks."""
+    name = [f"partial_{folder.name}_{uuid.uuid4().hex[:8]}"]
+    torch.distributed.broadcast_object_list(name, src=0)
+    content: dict[str, Any] = {"model": _sharded_model(model, groups)}
+    if optimizer:
+        content["optimizer"] = _sharded_optimizer(optimizer, content["model"], groups, is_loading=False)
+    return PendingSave(folder, folder.with_name(name[0]), state, content)
+
+
+def save_checkpoint(folder: Path, state: CheckpointState, model: list[DistributedDataParallel], optimizer: ChainedOptimizer,
                     groups: Groups) -> None:
-    """Write everything a resume needs. Collective over all ranks; the folder is whole only after the last line."""
-    is_rank_zero = torch.distributed.get_rank() == 0
-    if is_rank_zero:
-        begin_checkpoint(folder)
-    torch.distributed.barrier()
-    sharded_model = _sharded_model(model, groups)
-    _write_without_manager_process()
-    content = {"model": sharded_model, "optimizer": _sharded_optimizer(optimizer, sharded_model, groups, is_loading=False)}
-    dist_checkpointing.save(content, str(folder), content_metadata={"tokens": state.tokens})
-    torch.distributed.barrier()
-    if is_rank_zero:
-        finish_checkpoint(folder, state)
-    torch.distributed.barrier()
+    """Write everything a resume needs, and wait for it. Collective over all ranks."""
+    begin_save(folder, state, model, optimizer, groups).finish()
 
 
-def _write_without_manager_process() -> None:
-    """Give Megatron-Core's writer (0.16.1) a queue of this process for its results.
-
-    By itself it spawns a manager process for one, which only asynchronous saves need. That process imports `__main__`
-    and torch again, and has no signal handlers: Slurm's SIGTERM to the step would kill it, and fail the save that was to
-    rescue the run.
-    """
-    filesystem_async._results_queue = queue.Queue()
-
-
-def load_model(folder: Path, model: torch.nn.Module, groups: Groups) -> None:
+def load_model(folder: Path, model: list[torch.nn.Module], groups: Groups) -> None:
     """Weights only, into a model without an optimizer, in the model's own precision. Collective over all ranks."""
     loaded = _load(folder, {"model": _sharded_model(model, groups)})
     _put_weights(model, loaded["model"])
 
 
-def load_weights(folder: Path, model: DistributedDataParallel, optimizer: ChainedOptimizer, groups: Groups) -> None:
+def load_weights(folder: Path, model: list[DistributedDataParallel], optimizer: ChainedOptimizer, groups: Groups) -> None:
     """Weights only, into the model and the optimizer's masters; moments start at zero. Collective over all ranks."""
     load_model(folder, model, groups)
     optimizer.reload_model_params()
 
 
-def load_checkpoint(folder: Path, state: CheckpointState, model: DistributedDataParallel, optimizer: ChainedOptimizer,
+def load_checkpoint(folder: Path, state: CheckpointState, model: list[DistributedDataParallel], optimizer: ChainedOptimizer,
                     groups: Groups) -> None:
     """Weights, masters and moments, whatever layout wrote them. Collective over all ranks."""
     if not state.has_optimizer:
@@ -83,6 +73,16 @@ def load_checkpoint(folder: Path, state: CheckpointState, model: DistributedData
     for index, part in enumerate(_parts(optimizer)):
         with _StepsAside(part, state.step):
             part.load_parameter_state_from_fully_reshardable(loaded["optimizer"][index])
+    _check_masters(optimizer)
+
+
+def _check_masters(optimizer: ChainedOptimizer) -> None:
+    """CheckpointError if a rounded master is not its weight: the two would drift apart from the first step on."""
+    for part in _parts(optimizer):
+        for weights, masters in zip(part.shard_float16_groups, part.shard_fp32_from_float16_groups, strict=True):
+            for weight, master in zip(weights, masters, strict=True):
+                if not torch.equal(weight, master.to(weight.dtype)):
+                    raise CheckpointError("the fp32 masters of the checkpoint are not those of its weights; it is damaged")
 
 
 def _load(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -95,24 +95,28 @@ def _load(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: does not hold this model: {error}") from error
 
 
-def _put_weights(model: torch.nn.Module, weights: dict[str, Any]) -> None:
+def _put_weights(model: list[torch.nn.Module], weights: dict[int, dict[str, Any]]) -> None:
     """Copy loaded weights into the model; only `_extra_state` may be absent."""
-    answer = unwrap_model(model).load_state_dict(weights, strict=False)
-    missing = [key for key in answer.missing_keys if not key.endswith("_extra_state")]
-    assert not missing and not answer.unexpected_keys, f"missing {missing}, unexpected {answer.unexpected_keys}"
+    for number, chunk in enumerate(model):
+        answer = unwrap_model(chunk).load_state_dict(weights[number], strict=False)
+        missing = [key for key in answer.missing_keys if not key.endswith("_extra_state")]
+        assert not missing and not answer.unexpected_keys, f"missing {missing}, unexpected {answer.unexpected_keys}"
 
 
-def _sharded_model(model: torch.nn.Module, groups: Groups) -> dict[str, Any]:
-    """This rank's weights with their place in the whole model.
+def _sharded_model(model: list[torch.nn.Module], groups: Groups) -> dict[int, dict[str, Any]]:
+    """This rank's weights by chunk, with their place in the whole model: layers are counted through all stages and chunks.
 
     Transformer Engine's `_extra_state` entries are left out: empty but for delayed fp8 scaling, whose history is
     measured again within its first steps; without them both back ends write the same checkpoint.
     """
-    sharded = unwrap_model(model).sharded_state_dict(metadata={"dp_cp_group": groups.dp_cp})
-    return {key: value for key, value in sharded.items() if not key.endswith("_extra_state")}
+    sharded = {}
+    for number, chunk in enumerate(model):
+        weights = unwrap_model(chunk).sharded_state_dict(metadata={"dp_cp_group": groups.dp_cp})
+        sharded[number] = {key: value for key, value in weights.items() if not key.endswith("_extra_state")}
+    return sharded
 
 
-def _sharded_optimizer(optimizer: ChainedOptimizer, sharded_model: dict[str, Any], groups: Groups,
+def _sharded_optimizer(optimizer: ChainedOptimizer, sharded_model: dict[int, dict[str, Any]], groups: Groups,
                        is_loading: bool) -> dict[int, Any]:
     return {
         index: part.sharded_param_state_fully_reshardable(sharded_model, is_loading, metadata={})

@@ -28,6 +28,7 @@ def built_stage_parameters(config: RunConfig, world_size: int) -> list[int]:
     counts = []
     for stage in range(config.parallel.pp):
         groups = start_fake_groups(config.parallel, stage * world_size // config.parallel.pp, world_size)
-        counts.append(sum(parameter.numel() for parameter in build_meta_model(config, groups).parameters()))
+        chunks = [build_meta_model(config, groups, chunk) for chunk in range(config.parallel.vpp)]
+        counts.append(sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters()))
         stop_groups()
     return counts

@@ -27,7 +27,7 @@ def checkpoint_logits(checkpoint: Path, tokens_BS: torch.Tensor, compute: Litera
     groups = start_groups(config.parallel, World(0, 1, 0), config.seed)
     try:
         model = build_forward_model(config, groups).eval()
-        load_model(checkpoint, model, groups)
+        load_model(checkpoint, [model], groups)
         for field, value in (overruled or {}).items():
             assert hasattr(model.config, field), field
             setattr(model.config, field, value)

@@ -4,26 +4,34 @@ In: a config whose preflight passed. Out: the run folder. Invariant: a run that 
 layout and started again computes what the uninterrupted run would have computed.
 """
 
-import math
 from pathlib import Path
 
 from megatron_jmed.config import RunConfig
-from megatron_jmed.corpus.manifest import code_version
 from megatron_jmed.corpus.tokens import TokenSet
 from megatron_jmed.data.pretrain import batches, blend_account, build_data
 from megatron_jmed.errors import TrainingError
+from megatron_jmed.exit_codes import ExitCode
 from megatron_jmed.model.build import build_data_parallel_model, whole_weights
-from megatron_jmed.parallel import World, device, start_groups, stop_groups
-from megatron_jmed.run_folder import CheckpointState, RunFolder, remove_checkpoint, write_json
-from megatron_jmed.train.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from megatron_jmed.parallel import World, device, from_rank_zero, start_groups, stop_groups
+from megatron_jmed.run_folder import RunFolder
+from megatron_jmed.train.alarms import UpdateGuard, why_end
+from megatron_jmed.train.beginning import restore
 from megatron_jmed.train.monitor import Monitor, StopRequest
 from megatron_jmed.train.optimizer import build_optimizer, learning_rate
+from megatron_jmed.train.saver import Saver
 from megatron_jmed.train.step import Stepper
+from megatron_jmed.train.watch import Watchdog
 
 
-def train(config: RunConfig, world: World, token_sets: list[TokenSet], checkpoint: Path | None,
-          state: CheckpointState | None) -> None:
+def train(config: RunConfig, world: World, token_sets: list[TokenSet], checkpoint: Path | None) -> ExitCode:
     """Train until the token budget is read or somebody asks to stop. Collective over all ranks."""
+    folder = RunFolder(config.run_folder)
+    with Watchdog(config.watch, folder, world.rank, world.size, has_stages=config.parallel.pp > 1) as watchdog:
+        return _train(config, world, token_sets, checkpoint, watchdog)
+
+
+def _train(config: RunConfig, world: World, token_sets: list[TokenSet], checkpoint: Path | None,
+           watchdog: Watchdog) -> ExitCode:
     folder = RunFolder(config.run_folder)
     stop_request = StopRequest(folder, world)
     groups = start_groups(config.parallel, world, config.seed)
@@ -31,58 +39,44 @@ def train(config: RunConfig, world: World, token_sets: list[TokenSet], checkpoin
     model = build_data_parallel_model(config, groups)
     optimizer = build_optimizer(config, model, groups)
 
-    step = 0
-    if checkpoint and checkpoint.parent == folder.checkpoints:
-        load_checkpoint(checkpoint, state, model, optimizer, groups)
-        step = state.step
-    elif checkpoint:
-        load_weights(checkpoint, model, optimizer, groups)
-
-    def save(step: int) -> None:
-        save_checkpoint(folder.checkpoint(step), _state(config, world, step), model, optimizer, groups)
-        if world.rank == 0:
-            write_json(folder.blend, blend_account(config, token_sets, data, step))
-            for old in folder.whole_checkpoints()[:-config.budget.keep_checkpoints]:
-                remove_checkpoint(old)
-
-    save_every = config.steps_of(config.budget.save_every_tokens)
+    watchdog.enter("load")
+    beginning = restore(config, world, checkpoint, model, optimizer, groups)
+    step = beginning.step
+    monitor = Monitor(config, world, folder, beginning)
+    saver = Saver(config, world, model, optimizer, groups, monitor,
+                  lambda saved: blend_account(config, token_sets, data, saved))
     eval_every = config.steps_of(config.budget.eval_every_tokens) if config.budget.eval_every_tokens and data.valid else 0
-    monitor = Monitor(config, world, folder, step, checkpoint)
-    stepper = Stepper(config, groups, model, optimizer, data.source_names)
-    train_batches = batches(config, data.train, groups, step, config.num_steps, device())
+    guard = UpdateGuard(config.watch, from_rank_zero(monitor.history))
+    stepper = Stepper(config, groups, model, optimizer, data.source_names, guard)
+    train_batches = watchdog.watched(batches(config, data.train, groups, step, config.num_steps, device()), "train")
+    actions: set[str] = set()  # what the last step's alarms ask for; rank 0 raises them, the next step tells the others
 
     while step < config.num_steps:
         lr = learning_rate(config, step)
-        numbers = stepper.train(train_batches, lr, wants_stop=bool(stop_request.reason()))
+        numbers = stepper.train(train_batches, lr, wants_stop=bool(stop_request.reason()), wants_save="save" in actions)
         step += 1
+        watchdog.finish_step(step)
         is_last = step == config.num_steps
-        monitor.record_step(step, lr, numbers)
-        if not (math.isfinite(numbers.loss) and math.isfinite(numbers.grad_norm)):
-            raise TrainingError(f"step {step} has loss {numbers.loss} and gradient norm {numbers.grad_norm}; it is not saved. "
+        alarms = monitor.record_step(step, lr, numbers)
+        if reason := why_end(config.watch, step, numbers.loss, numbers.grad_norm, numbers.skipped_in_a_row):
+            saver.finish()
+            raise TrainingError(f"{reason}; it is not saved. "
                                 f"Start again from {folder.latest_checkpoint() or 'the beginning'}, with a lower optim.peak_lr")
+        actions = {alarm.action for alarm in alarms}
+        stop_request.note_alarms(alarms)
         if eval_every and (step % eval_every == 0 or is_last):
-            valid_batches = batches(config, data.valid, groups, 0, config.budget.eval_steps, device())
+            valid_batches = watchdog.watched(batches(config, data.valid, groups, 0, config.budget.eval_steps, device()), "validate")
             with whole_weights(model):
                 monitor.record_validation(step, stepper.validate(valid_batches, config.budget.eval_steps))
-        if step % save_every == 0 or is_last or numbers.is_stop_asked:
-            with whole_weights(model):
-                save(step)
-            monitor.restart_clock()
+        watchdog.enter("save")
+        saver.save_what_is_due(step, is_last=is_last or numbers.is_stop_asked, is_asked=numbers.is_save_asked)
         if numbers.is_stop_asked:
             break
 
+    watchdog.enter("end")
+    is_alarm = from_rank_zero(stop_request.is_alarm) and step < config.num_steps
     monitor.close(step, stop_request.reason())
     stop_request.ignore_from_now_on()
     stop_groups()
+    return ExitCode.STOPPED if is_alarm else ExitCode.FINISHED
 
-
-def _state(config: RunConfig, world: World, step: int) -> CheckpointState:
-    return CheckpointState(
-        step=step,
-        tokens=step * config.tokens_per_step,
-        model=config.model,
-        has_optimizer=True,
-        parallel=config.parallel,
-        world_size=world.size,
-        code_version=code_version(),
-    )

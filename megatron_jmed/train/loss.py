@@ -10,18 +10,26 @@ import torch
 from megatron_jmed.data.batch import Batch
 
 
-def loss_function(batch: Batch, num_sources: int):
-    """The function that Megatron-Core's schedule calls with the token losses [B, S] on the last pipeline stage."""
-    return partial(_masked_loss, batch, num_sources)
+def loss_function(batch: Batch, num_sources: int, cp: torch.distributed.ProcessGroup):
+    """The function that Megatron-Core's schedule calls with the token losses [B, S] on the last pipeline stage.
+
+    It is collective over the context-parallel ranks `cp`, which share the sequences.
+    """
+    return partial(_masked_loss, batch, num_sources, cp)
 
 
-def _masked_loss(batch: Batch, num_sources: int, token_losses_BS: torch.Tensor):
+def _masked_loss(batch: Batch, num_sources: int, cp: torch.distributed.ProcessGroup, token_losses_BS: torch.Tensor):
     """(sum of losses, number of tokens, {"by_source": [C, 2] sums and counts}).
 
-    The schedule divides the sum by the number of tokens and of micro-batches before the backward pass.
+    The schedule divides the sum by the number of tokens and of micro-batches before the backward pass, and gradients are
+    averaged over data- and context-parallel ranks. So that this gives the mean over the tokens of all parts of the
+    sequences, however the loss mask lies, the number is that of all parts, and the sum is taken cp times.
     """
     losses_BS = token_losses_BS.float() * batch.loss_mask_BS
     by_source = torch.zeros(num_sources, 2, dtype=torch.float64, device=losses_BS.device)
     per_sequence = torch.stack([losses_BS.detach().double().sum(dim=1), batch.loss_mask_BS.double().sum(dim=1)], dim=1)
     by_source.index_add_(0, batch.source_B, per_sequence)
-    return losses_BS.sum(), batch.loss_mask_BS.sum().int(), {"by_source": by_source}
+    num_tokens = batch.loss_mask_BS.sum()
+    if cp.size() > 1:
+        torch.distributed.all_reduce(num_tokens, group=cp)
+    return losses_BS.sum() * cp.size(), num_tokens.int(), {"by_source": by_source}

@@ -8,7 +8,9 @@ import json
 import math
 import platform
 import signal
+import sys
 import time
+import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,18 +19,21 @@ from megatron_jmed.config import RunConfig, save_config
 from megatron_jmed.corpus.manifest import code_version
 from megatron_jmed.parallel import World
 from megatron_jmed.run_folder import RunFolder, write_json
+from megatron_jmed.train.alarms import Alarm, Record, check, recent
+from megatron_jmed.train.beginning import Beginning
 from megatron_jmed.train.estimate import flops_a_token
+from megatron_jmed.train.screen import Screen
 from megatron_jmed.train.step import StepNumbers
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class StopRequest:
-    """Has somebody asked this process to save and end? A signal (TERM, USR1, Ctrl-C) or the file RUN/stop."""
+    """Has somebody asked this process to save and end? A signal (TERM, USR1, USR2, Ctrl-C) or the file RUN/stop."""
 
     def __init__(self, folder: RunFolder, world: World):
         self._file = folder.stop if world.rank == 0 else None  # one rank asks the shared disk, and tells the others
-        self._signal = ""
+        self._signal, self.is_alarm = "", False
         for number in _STOP_SIGNALS:
             signal.signal(number, self._remember)
 
@@ -41,6 +46,12 @@ class StopRequest:
             return self._signal
         return "stop file" if self._file and self._file.exists() else ""
 
+    def note_alarms(self, alarms: list[Alarm]) -> None:
+        """An alarm whose action is to stop is a request, too, unless somebody else has asked."""
+        for alarm in alarms:
+            if alarm.action == "stop" and not self.reason():
+                self._signal, self.is_alarm = f"alarm {alarm.name} at step {alarm.step}", True
+
     def ignore_from_now_on(self) -> None:
         """While Python shuts down it resets handlers to the deadly default; a late signal must not fail a saved run."""
         for number in _STOP_SIGNALS:
@@ -50,9 +61,10 @@ class StopRequest:
 class Monitor:
     """Writes the numbers of each step to the run folder."""
 
-    def __init__(self, config: RunConfig, world: World, folder: RunFolder, step: int, checkpoint: Path | None):
+    def __init__(self, config: RunConfig, world: World, folder: RunFolder, beginning: Beginning):
         self._config, self._world, self._folder = config, world, folder
         self._is_writer = world.rank == 0
+        self.history = recent([], config.watch)  # on rank 0: what alarms are raised from
         self._flops_a_step = flops_a_token(config) * config.tokens_per_step
         self.restart_clock()
         if not self._is_writer:
@@ -61,21 +73,23 @@ class Monitor:
         for marker in (folder.stopped, folder.done):
             marker.unlink(missing_ok=True)
         save_config(config, folder.config)
-        _append_start(folder, world, config, step)
-        _drop_records_after(folder.metrics, step)
+        _append_start(folder, world, config, beginning.step)
+        _drop_records_after(folder.metrics, beginning.step)
+        self.history.extend(recent(_records(folder.metrics), config.watch))
+        self._screen = Screen(config, sys.stdout)
         self._metrics = open(folder.metrics, "a", encoding="utf-8", buffering=1)
-        self._tensorboard = _open_tensorboard(folder) if config.log.tensorboard else None
+        self._tensorboard = _open_tensorboard(config, folder, beginning.step) if config.log.tensorboard else None
         self._wandb = _open_wandb(config, folder) if config.log.wandb_project else None
-        print(_first_line(config, world, step, checkpoint), flush=True)
+        print(_first_line(config, world), *beginning.contract, sep="\n", flush=True)
 
-    def record_step(self, step: int, lr: float, numbers: StepNumbers) -> None:
-        """One line of metrics, and one on the terminal every `log.every_steps`."""
+    def record_step(self, step: int, lr: float, numbers: StepNumbers) -> list[Alarm]:
+        """One line of metrics, and one on the terminal every `log.every_steps`; the same for each alarm that the step raises."""
         seconds = self._seconds_since_lap()
         if not self._is_writer:
-            return
+            return []
         tokens_per_step = self._config.tokens_per_step
         rate = tokens_per_step / seconds
-        self._write({
+        record = {
             "step": step,
             "tokens": step * tokens_per_step,
             "loss": numbers.loss,
@@ -87,19 +101,43 @@ class Monitor:
             "tflops_per_second_per_gpu": self._flops_a_step / seconds / self._world.size / 1e12,
             "loss_by_source": numbers.loss_by_source,
             "expert_load": numbers.expert_load,
-        })
-        if step % self._config.log.every_steps == 0 or step == self._config.num_steps:
-            left = _clock((self._config.num_steps - step) * seconds)
+        } | ({"skipped_in_a_row": numbers.skipped_in_a_row} if numbers.skipped_in_a_row else {})
+        self._write(record)
+        self.history.append(record)
+        left = _clock((self._config.num_steps - step) * seconds)
+        if self._screen.is_live:
+            self._screen.show(record, left)
+        elif step % self._config.log.every_steps == 0 or step == self._config.num_steps:
             print(f"step {step}/{self._config.num_steps}  tokens {step * tokens_per_step:,}  loss {numbers.loss:.4f}  "
                   f"aux {numbers.aux_loss:.3f}  grad norm {numbers.grad_norm:.3f}  lr {lr:.2e}  {rate:,.0f} tokens/s  "
                   f"left {left}", flush=True)
+        return [self._raise(alarm) for alarm in check(self.history, self._config.watch)]
+
+    def _raise(self, alarm: Alarm) -> Alarm:
+        record = {"step": alarm.step, "tokens": alarm.step * self._config.tokens_per_step, "alarm": alarm._asdict()}
+        self._write(record)
+        self.history.append(record)
+        self._screen.say(f"ALARM {alarm.name} ({alarm.action}) at step {alarm.step}: {alarm.sentence}", alarm=alarm.name)
+        return alarm
 
     def record_validation(self, step: int, numbers: StepNumbers) -> None:
+        """One line of metrics: the loss of every source, and of all in the blend's proportions."""
+        if self._is_writer:
+            by_source = numbers.loss_by_source
+            weights = {source.name: source.weight for source in self._config.data.blend if source.name in by_source}
+            blended = math.fsum(weights[name] * by_source[name] for name in weights) / math.fsum(weights.values())
+            self._write({"step": step, "tokens": step * self._config.tokens_per_step,
+                         "valid_loss": {"all": blended, **by_source}})
+            details = "  ".join(f"{name} {loss:.4f}" for name, loss in by_source.items())
+            self._screen.say(f"step {step}/{self._config.num_steps}  validation loss {blended:.4f}  ({details})")
+        self.restart_clock()
+
+    def record_save(self, step: int, target: Path, stall_seconds: float, seconds: float) -> None:
+        """One line of metrics about a checkpoint that is whole: how long the loop waited, and how long it took."""
         if self._is_writer:
             self._write({"step": step, "tokens": step * self._config.tokens_per_step,
-                         "valid_loss": {"all": numbers.loss, **numbers.loss_by_source}})
-            print(f"step {step}/{self._config.num_steps}  validation loss {numbers.loss:.4f}", flush=True)
-        self.restart_clock()
+                         "save": {"stall_seconds": stall_seconds, "seconds": seconds}})
+            self._screen.say(f"saved {target}  ({seconds:.1f} s, of which the training waited {stall_seconds:.1f} s)")
 
     def restart_clock(self) -> None:
         """Validating and saving are not part of a step's time."""
@@ -143,8 +181,9 @@ class Monitor:
 
 def _append_start(folder: RunFolder, world: World, config: RunConfig, step: int) -> None:
     """RUN/run.json: one entry each time the run was started, with what started it."""
-    starts = json.loads(folder.run.read_text(encoding="utf-8"))["starts"] if folder.run.exists() else []
-    starts.append({
+    content = json.loads(folder.run.read_text(encoding="utf-8")) if folder.run.exists() else {"starts": []}
+    content.setdefault("wandb_id", uuid.uuid4().hex[:12])
+    content["starts"].append({
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
         "code_version": code_version(),
@@ -152,14 +191,16 @@ def _append_start(folder: RunFolder, world: World, config: RunConfig, step: int)
         "layout": " ".join(f"{name}{getattr(config.parallel, name)}" for name in ("tp", "pp", "ep", "etp", "cp")),
         "host": platform.node(),
     })
-    write_json(folder.run, {"starts": starts})
+    write_json(folder.run, content)
 
 
-def _first_line(config: RunConfig, world: World, step: int, checkpoint: Path | None) -> str:
-    beginning = f"from {checkpoint}" if checkpoint else "from random weights"
-    what = f"resuming at step {step} {beginning}: weights, optimizer, data position" if step else f"beginning {beginning}"
-    return (f"{config.name}: {what}; {config.num_steps} steps of {config.tokens_per_step:,} tokens on {world.size} rank(s), "
+def _first_line(config: RunConfig, world: World) -> str:
+    return (f"{config.name}: {config.num_steps} steps of {config.tokens_per_step:,} tokens on {world.size} rank(s), "
             f"run folder {config.run_folder}")
+
+
+def _records(path: Path) -> list[Record]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def _drop_records_after(path: Path, step: int) -> None:
@@ -184,16 +225,20 @@ def _drop_records_after(path: Path, step: int) -> None:
     partial.replace(path)
 
 
-def _open_tensorboard(folder: RunFolder):
+def _open_tensorboard(config: RunConfig, folder: RunFolder, step: int):
+    """TensorBoard's writer; what a run that ended badly wrote after `step` is taken back, so that the curve stays one."""
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder.path / "tensorboard"))
+    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=step * config.tokens_per_step + 1 if step else None)
 
 
 def _open_wandb(config: RunConfig, folder: RunFolder):
+    """wandb's run of this run folder: the same one at every start, so that the curve stays one."""
     import wandb
 
     return wandb.init(
+        id=json.loads(folder.run.read_text(encoding="utf-8"))["wandb_id"],
+        resume="allow",
         project=config.log.wandb_project,
         name=config.name,
         dir=str(folder.path),

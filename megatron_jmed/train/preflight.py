@@ -3,6 +3,10 @@
 Every rank runs it on the same files, so all ranks fail together and alike.
 """
 
+import hashlib
+import importlib.util
+import os
+import shutil
 from pathlib import Path
 
 from megatron_jmed.config import RANDOM_INIT, RunConfig, problems, raise_problems
@@ -12,6 +16,7 @@ from megatron_jmed.errors import CheckpointError, ConfigError, CorpusError
 from megatron_jmed.model.precision import missing_for
 from megatron_jmed.model.transformer import transformer_config
 from megatron_jmed.run_folder import CheckpointState, RunFolder, changed_words, check_same_model, load_state
+from megatron_jmed.train.estimate import checkpoint_bytes
 
 
 def check_before_start(config: RunConfig, world_size: int) -> tuple[list[TokenSet], Path | None, CheckpointState | None]:
@@ -19,7 +24,7 @@ def check_before_start(config: RunConfig, world_size: int) -> tuple[list[TokenSe
 
     The checkpoint is the run folder's latest whole one, else `init`, else None for random weights.
     """
-    found = problems(config, world_size) + missing_for(config.precision)
+    found = problems(config, world_size) + missing_for(config.precision) + _disk_problems(config) + _wandb_problems(config)
     token_sets: list[TokenSet] = []
     checkpoint, state = None, None
     error_type: type = ConfigError
@@ -33,6 +38,7 @@ def check_before_start(config: RunConfig, world_size: int) -> tuple[list[TokenSe
     except (CheckpointError, ConfigError) as error:
         found.append(str(error))
         error_type = type(error)
+    found += _tokenizer_problems(checkpoint, token_sets)
     if not problems(config, world_size):
         try:
             transformer_config(config)
@@ -56,3 +62,40 @@ def _find_beginning(config: RunConfig) -> tuple[Path | None, CheckpointState | N
     if resumed:
         changed_words(RunFolder(config.run_folder), config)
     return checkpoint, state
+
+
+def _disk_problems(config: RunConfig) -> list[str]:
+    """Whether the disk of the run folder has room for the next checkpoint (a quota below the disk's size is not seen)."""
+    folder = Path(config.run_folder).absolute()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free, needed = shutil.disk_usage(existing).free, checkpoint_bytes(config)
+    return [] if free >= needed else [f"run_folder={config.run_folder}: the disk has {free / 1e9:.1f} GB free, and one checkpoint "
+                                      f"needs {needed / 1e9:.1f} GB; make room, or name another disk"]
+
+
+def _wandb_problems(config: RunConfig) -> list[str]:
+    """wandb that would fail, or ask for a key, hours into the queue."""
+    if not config.log.wandb_project:
+        return []
+    if importlib.util.find_spec("wandb") is None:
+        return [f'log.wandb_project="{config.log.wandb_project}" needs wandb, which is not installed; pip install wandb, or '
+                "leave it empty"]
+    if config.log.wandb_mode == "online" and not (os.environ.get("WANDB_API_KEY") or _has_netrc_entry()):
+        return ['log.wandb_mode="online" needs WANDB_API_KEY or `wandb login`; or take "offline" and `wandb sync` later']
+    return []
+
+
+def _has_netrc_entry() -> bool:
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return path.exists() and "wandb" in path.read_text(encoding="utf-8", errors="replace")
+
+
+def _tokenizer_problems(checkpoint: Path | None, token_sets: list[TokenSet]) -> list[str]:
+    """Whether the tokens were made with the tokenizer that came with the checkpoint's weights, where both are files of a kind."""
+    found = []
+    for info in {token_set.tokenizer.sha256: token_set.tokenizer for token_set in token_sets}.values():
+        path = checkpoint / "hf_files" / f"tokenizer{Path(info.file).suffix}" if checkpoint else None
+        if path and path.exists() and (known := hashlib.sha256(path.read_bytes()).hexdigest()) != info.sha256:
+            found.append(f"data.blend: the token sets were made with another tokenizer ({info.file}, SHA-256 "
+                         f"{info.sha256[:12]}...) than the model's ({path}, {known[:12]}...); it would read other words")
+    return found

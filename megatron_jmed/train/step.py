@@ -3,6 +3,7 @@
 Legend: L layers, E experts, C sources of the blend.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,8 +19,9 @@ from megatron.core.transformer.moe.router import TopKRouter
 from megatron_jmed.config import RunConfig
 from megatron_jmed.data.batch import Batch
 from megatron_jmed.parallel import Groups, device
+from megatron_jmed.train.alarms import UpdateGuard
 from megatron_jmed.train.loss import loss_function
-from megatron_jmed.train.optimizer import set_learning_rate
+from megatron_jmed.train.optimizer import apply_grads, ready_grad_norm, set_learning_rate, skip_grads
 
 
 @dataclass
@@ -32,14 +34,16 @@ class StepNumbers:
     expert_load: list[list[float]] = field(default_factory=list)
     grad_norm: float = 0.0
     is_stop_asked: bool = False
+    is_save_asked: bool = False
+    skipped_in_a_row: int = 0  # updates that were not applied, this one included
 
 
 class ExpertCounter:
     """Counts the tokens that each router of this rank sends to each expert: [L, E], zeros in other stages' layers."""
 
-    def __init__(self, config: RunConfig, model: torch.nn.Module):
+    def __init__(self, config: RunConfig, model: list[DistributedDataParallel]):
         self.tokens_LE = torch.zeros(config.model.num_layers, config.model.num_experts, dtype=torch.float64, device=device())
-        for module in model.modules():
+        for module in (module for chunk in model for module in chunk.modules()):
             if isinstance(module, TopKRouter):
                 module.register_forward_hook(self._count)
 
@@ -49,23 +53,24 @@ class ExpertCounter:
 
 
 class Stepper:
-    """Runs steps of one model with one optimizer; holds no state of the training, which is in the model and optimizer."""
+    """Runs steps of one model with one optimizer; all state of the training is in these two and in the guard's past norms."""
 
-    def __init__(self, config: RunConfig, groups: Groups, model: DistributedDataParallel, optimizer: ChainedOptimizer,
-                 source_names: tuple[str, ...]):
+    def __init__(self, config: RunConfig, groups: Groups, model: list[DistributedDataParallel], optimizer: ChainedOptimizer,
+                 source_names: tuple[str, ...], guard: UpdateGuard | None = None):
         self._config, self._groups, self._model, self._optimizer = config, groups, model, optimizer
         self._source_names = source_names
+        self._guard = guard or UpdateGuard(config.watch, [])
         self._experts = ExpertCounter(config, model)
         self._num_micro_batches = config.budget.global_batch_size // (config.budget.micro_batch_size * groups.dp.size())
-        mcore = model.config
+        mcore = model[0].config  # the schedules read these of the first chunk
         mcore.finalize_model_grads_func = finalize_model_grads
         mcore.grad_scale_func = optimizer.scale_loss
         if config.parallel.overlap_grad_reduce:
-            mcore.no_sync_func = model.no_sync
+            mcore.no_sync_func = [chunk.no_sync for chunk in model] if len(model) > 1 else model[0].no_sync
         self._forward_backward = partial(
             get_forward_backward_func(),
             forward_step_func=self._forward,
-            model=[model],
+            model=model,
             num_microbatches=self._num_micro_batches,
             seq_length=config.budget.seq_length,
             micro_batch_size=config.budget.micro_batch_size,
@@ -73,56 +78,75 @@ class Stepper:
             p2p_communicator=P2PCommunicator(groups.pp, mcore),
         )
 
-    def train(self, batches: Iterator[Batch], lr: float, wants_stop: bool) -> StepNumbers:
-        """Forward, backward, reduce, clip, update. Collective over all ranks; any rank's `wants_stop` is all ranks'."""
+    def train(self, batches: Iterator[Batch], lr: float, wants_stop: bool, wants_save: bool = False) -> StepNumbers:
+        """Forward, backward, reduce, clip, update unless the guard refuses the gradients.
+
+        Collective over all ranks; any rank's wish to stop or to save, and any rank's refusal, is all ranks'.
+        """
         set_learning_rate(self._optimizer, self._config.optim, lr)
-        self._model.train()
-        self._model.zero_grad_buffer()
+        for chunk in self._model:
+            chunk.train()
+            chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
-        results = self._forward_backward(data_iterator=batches, forward_only=False)
-        _, grad_norm, _ = self._optimizer.step()
-        numbers = self._summed_over_ranks(results, wants_stop)
-        numbers.grad_norm = float(grad_norm)
+        results = self._forward_backward(data_iterator=self._for_each_chunk(batches), forward_only=False)
+        grad_norm = ready_grad_norm(self._optimizer)
+        numbers, is_refused = self._summed_over_ranks(results, [wants_stop, wants_save, self._guard.refuses(grad_norm)])
+        if is_refused:
+            skip_grads(self._optimizer)
+        else:
+            apply_grads(self._optimizer, grad_norm)
+        numbers.grad_norm = grad_norm
+        numbers.skipped_in_a_row = self._guard.count(is_refused)
         return numbers
 
     @torch.no_grad()
     def validate(self, batches: Iterator[Batch], num_steps: int) -> StepNumbers:
         """The loss over `num_steps` global batches, without learning. Collective over all ranks."""
-        self._model.eval()
+        for chunk in self._model:
+            chunk.eval()
         results = []
         for _ in range(num_steps):
-            results += self._forward_backward(data_iterator=batches, forward_only=True)
-        return self._summed_over_ranks(results, wants_stop=False)
+            results += self._forward_backward(data_iterator=self._for_each_chunk(batches), forward_only=True)
+        return self._summed_over_ranks(results, [False] * 3)[0]
+
+    def _for_each_chunk(self, batches: Iterator[Batch]) -> list[Iterator[Batch]]:
+        """The same micro-batches once for every chunk; within a step each chunk asks for all of them, in order."""
+        return [batches] if len(self._model) == 1 else list(itertools.tee(batches, len(self._model)))
 
     def _forward(self, batches: Iterator[Batch], model: torch.nn.Module):
         batch = next(batches)
-        token_losses_BS = model(batch.tokens_BS, batch.position_ids_BS, attention_mask=None, labels=batch.labels_BS)
-        return token_losses_BS, loss_function(batch, len(self._source_names))
+        # our own attention reads document numbers where Megatron-Core speaks of a mask (model/layers.py)
+        token_losses_BS = model(batch.tokens_BS, batch.position_ids_BS, attention_mask=batch.document_BS, labels=batch.labels_BS)
+        return token_losses_BS, loss_function(batch, len(self._source_names), self._groups.cp)
 
-    def _summed_over_ranks(self, results: list[dict[str, torch.Tensor]], wants_stop: bool) -> StepNumbers:
-        """One all-reduce over the whole world for every number that ranks hold in parts."""
+    def _summed_over_ranks(self, results: list[dict[str, torch.Tensor]], wishes: list[bool]) -> tuple[StepNumbers, bool]:
+        """(the numbers, whether any rank refuses the gradients): one all-reduce over the whole world for all that ranks hold in
+        parts. `wishes`: to stop, to save, to refuse."""
         num_layers, num_experts = self._experts.tokens_LE.shape
         by_source_C2 = torch.zeros(len(self._source_names), 2, dtype=torch.float64, device=device())
         if results and self._groups.tp.rank() == 0:  # tensor-parallel ranks of the last stage hold copies
             by_source_C2 += torch.stack([result["by_source"] for result in results]).sum(dim=0)
-        stop = torch.tensor([float(wants_stop)], dtype=torch.float64, device=device())
-        parts = [by_source_C2.flatten(), _aux_loss(num_layers), self._experts.tokens_LE.flatten(), stop]
+        wished = torch.tensor(wishes, dtype=torch.float64, device=device())
+        parts = [by_source_C2.flatten(), _aux_loss(num_layers), self._experts.tokens_LE.flatten(), wished]
         summed = torch.cat(parts)
         torch.distributed.all_reduce(summed)
-        by_source, aux_L, load, stop = summed.cpu().split([part.numel() for part in parts])
+        by_source, aux_L, load, wished = summed.cpu().split([part.numel() for part in parts])
         self._experts.tokens_LE.zero_()
         clear_aux_losses_tracker()
         micro_batches_a_step = self._num_micro_batches * self._groups.dp.size()
         sums, counts = by_source.view(-1, 2).unbind(dim=1)
         load_LE = load.view(num_layers, num_experts)
-        return StepNumbers(
+        is_stop_asked, is_save_asked, is_refused = (wished > 0).tolist()
+        numbers = StepNumbers(
             loss=float(sums.sum() / counts.sum()),
             loss_by_source={name: float(total / count) for name, total, count in
                             zip(self._source_names, sums, counts, strict=True) if count > 0},
             aux_loss=float(aux_L.mean()) / micro_batches_a_step,
             expert_load=(load_LE / load_LE.sum(dim=1, keepdim=True).clamp(min=1)).tolist() if num_experts else [],
-            is_stop_asked=bool(stop > 0),
+            is_stop_asked=is_stop_asked,
+            is_save_asked=is_save_asked,
         )
+        return numbers, is_refused
 
 
 def _aux_loss(num_layers: int) -> torch.Tensor:

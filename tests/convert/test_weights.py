@@ -136,15 +136,15 @@ def tokens() -> torch.Tensor:
 def build(small_config, checkpoint, groups):
     """build(): (model, optimizer) of the imported checkpoint's words, with random weights."""
     config = small_config().model_copy(update={"model": load_state(checkpoint).model})
-    model = build_data_parallel_model(config, groups)
-    return model, build_optimizer(config, model, groups)
+    (model,) = build_data_parallel_model(config, groups)
+    return model, build_optimizer(config, [model], groups)
 
 
 def test_imported_model_computes_the_logits_of_transformers(mixtral, checkpoint, build, groups, tokens):
     model, optimizer = build
     expected = their_logits(mixtral, tokens)
     assert (our_logits(model, tokens) - expected).abs().max() > 0.1
-    load_weights(checkpoint, model, optimizer, groups)
+    load_weights(checkpoint, [model], optimizer, groups)
     torch.testing.assert_close(our_logits(model, tokens), expected, rtol=1e-4, atol=1e-4)
     assert expected.std() > 0.1
 
@@ -158,7 +158,7 @@ def test_exported_model_computes_our_logits_in_transformers(checkpoint, build, g
             parameter.add_(0.2 * torch.randn_like(parameter))
     words = load_state(checkpoint).model
     state = CheckpointState(step=1, tokens=1, model=words, has_optimizer=True)
-    save_checkpoint(tmp_path / "step_0000001", state, model, optimizer, groups)
+    save_checkpoint(tmp_path / "step_0000001", state, [model], optimizer, groups)
     export_hf(tmp_path / "step_0000001", tmp_path / "hf", tokenizer=None)
     assert MixtralForCausalLM.from_pretrained(tmp_path / "hf").lm_head.weight.shape == (VOCABULARY, 32)
     torch.testing.assert_close(their_logits(tmp_path / "hf", tokens), our_logits(model, tokens), rtol=1e-4, atol=1e-4)
@@ -344,7 +344,7 @@ def test_truncated_checkpoint_starts_no_training(checkpoint, build, groups, tmp_
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     model, optimizer = build
     with pytest.raises(CheckpointError, match=str(folder)):
-        load_weights(folder, model, optimizer, groups)
+        load_weights(folder, [model], optimizer, groups)
 
 
 def test_export_writes_the_tokenizer_and_its_special_ids(checkpoint, token_folder, tmp_path, write_stacks):

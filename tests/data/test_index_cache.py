@@ -37,7 +37,7 @@ def built(groups):
 
 def order(data) -> list[np.ndarray]:
     """Every index of the training sequences, in memory."""
-    parts = [(d.document_index, d.sample_index, d.shuffle_index) for d in data.train.datasets]
+    parts = [(d.document_index, d.sample_index, d.shuffle_index) for source in data.train.sources for d in source.epochs]
     return [np.array(index) for index in (data.train.dataset_index, data.train.dataset_sample_index, *sum(parts, ()))]
 
 
@@ -121,7 +121,7 @@ def test_a_damaged_cache_is_built_anew(damage, small, built, capsys):
 
 def test_a_full_disk_is_a_clear_error_and_leaves_nothing(small, tmp_path):
     builds, stderr = kill(tmp_path / "full", "refuse", small(), tmp_path)
-    assert builds == [{"number": 1, "signal": 0, "exit": 2}]
+    assert builds == [{"number": 1, "signal": 0, "exit": 2}], stderr
     assert str(tmp_path / "full") in stderr and "data.cache_folder=FOLDER" in stderr
     assert not list((tmp_path / "full/1").iterdir())
 
@@ -129,10 +129,10 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing(small, tmp_path):
 def test_of_two_builders_the_first_wins_and_the_second_uses_its_cache(groups, tmp_path):
     found: list[Path] = []
 
-    def build_theirs(into: Path, _is_mine: bool) -> None:
+    def build_theirs(into: Path) -> None:
         (into / "index").write_text("theirs")
 
-    def build_ours(into: Path, _is_mine: bool) -> None:
+    def build_ours(into: Path) -> None:
         (into / "index").write_text("ours")
         found.append(whole_cache(tmp_path, {"seed": 1}, build_theirs))  # another job is faster
 
@@ -179,7 +179,7 @@ def test_token_set_made_again_at_the_same_place_makes_another_cache(small_config
 
 
 def test_a_build_that_fails_for_another_reason_keeps_its_error_and_leaves_nothing(groups, tmp_path):
-    def build(_into: Path, _is_mine: bool) -> None:
+    def build(_into: Path) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -209,7 +209,7 @@ def test_a_training_after_the_tool_writes_no_index_file(token_folder, tmp_path):
     (cache,) = (tmp_path / "caches").iterdir()
     assert built.startswith(str(cache)) and is_whole(cache)
     before = state(tmp_path / "caches")
-    assert sum(name.endswith(".npy") for name in before) == 2 * (2 * 3 + 2)  # splits x (sources x indices + the blend's)
+    assert sum(name.endswith(".npy") for name in before) == 2 * 2 * 3 + 2  # splits x (sources x indices + the blend's)
     command("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "megatron_jmed.train")
     assert (tmp_path / "run/done").exists() and "valid" in (tmp_path / "run/metrics.jsonl").read_text()
     assert state(tmp_path / "caches") == before

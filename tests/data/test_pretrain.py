@@ -81,6 +81,24 @@ def test_resumed_batches_are_those_of_the_uninterrupted_run(config_for, read):
         assert torch.equal(ours.tokens_BS, theirs.tokens_BS) and torch.equal(ours.source_B, theirs.source_B)
 
 
+def test_a_longer_horizon_begins_with_the_sequences_of_the_shorter(config_for, read):
+    """Also where the longer one reads more epochs of a source: the texts hold some 40 steps."""
+    short = read(config_for(2, 1), stop=STEPS)[2]
+    config = config_for(2, 1, f"budget.total_tokens={32 * BATCH * 200}")
+    _, data, long = read(config, stop=STEPS)
+    assert len(data.train.sources[0].epochs) > 1
+    for ours, theirs in zip(short, long, strict=True):
+        assert torch.equal(ours.tokens_BS, theirs.tokens_BS) and torch.equal(ours.source_B, theirs.source_B)
+
+
+def test_every_epoch_reads_the_same_documents_in_another_order(config_for, read):
+    _, data, _ = read(config_for(1, 0, f"budget.total_tokens={32 * BATCH * 200}"), stop=1)
+    first, second, *_ = data.train.sources[0].epochs
+    assert sorted(first.document_index) == sorted(second.document_index)
+    assert not np.array_equal(first.document_index, second.document_index)
+    assert not np.array_equal(first.shuffle_index, second.shuffle_index)
+
+
 def test_another_seed_reads_another_order(config_for, read):
     first, second = (read(config_for(1, 1, f"seed={seed}"))[2] for seed in (1, 2))
     assert not all(torch.equal(a.tokens_BS, b.tokens_BS) for a, b in zip(first, second, strict=True))
@@ -125,15 +143,53 @@ def test_validation_sequences_are_of_documents_that_training_never_reads(config_
     _, data, _ = read(config, stop=1)
 
     def documents(blended) -> list[set[int]]:
-        return [set(source.document_index.tolist()) for source in blended.datasets]
+        return [{d for epoch in source.epochs for d in epoch.document_index.tolist()} for source in blended.sources]
 
     for train, valid in zip(documents(data.train), documents(data.valid), strict=True):
         assert train and valid and not train & valid
     assert len(data.valid) >= config.budget.eval_steps * BATCH
 
 
+def test_validation_reads_every_source_alike_whatever_its_weight(config_for, read):
+    _, data, _ = read(config_for(9, 1, "data.valid_ratio=0.1"), stop=1)
+    assert np.bincount(data.valid.dataset_index).tolist() == [BATCH, BATCH]
+
+
+def test_source_of_weight_0_is_only_validated(config_for, read, small_config, token_folder):
+    tokens = token_folder / "runs/tiny/tokens"
+    config = small_config(*SMALL, f'data.blend=[{{name="ja", path="{tokens / "texts_ja"}", weight=0}}, '
+                                  f'{{name="en", path="{tokens / "texts_en"}", weight=1}}]')
+    token_sets, data, found = read(config)
+    assert torch.cat([batch.source_B for batch in found]).eq(1).all()
+    assert np.bincount(data.valid.dataset_index).tolist() == [BATCH, BATCH]
+    assert [s["consumed_tokens"] for s in blend_account(config, token_sets, data, 3)["sources"]] == [0, 3 * BATCH * 32]
+
+
 def test_no_validation_share_gives_no_validation_data(config_for, read):
     assert read(config_for(1, 1, "data.valid_ratio=0"))[1].valid is None
+
+
+def test_documents_of_a_sequence_are_those_of_the_data_set(config_for, read):
+    """Their lengths, from token ids, are those that Megatron-Core's index gives."""
+    _, data, (batch, *_) = read(config_for(1, 0, "data.attention=document"), stop=1)
+    source = data.train.sources[0].epochs[0]
+    for row in range(2):
+        _, document_ids = source._query_document_sample_shuffle_indices(data.train.dataset_sample_index[row])
+        lengths = torch.unique_consecutive(batch.document_BS[row], return_counts=True)[1].tolist()
+        whole = [int(source.dataset.index.sequence_lengths[number]) for number in document_ids]
+        # the index also names the document of the label that is one token further
+        assert len(whole) - len(lengths) in (0, 1) and lengths[1:-1] == whole[1 : len(lengths) - 1]
+        assert lengths[0] <= whole[0] and lengths[-1] <= whole[len(lengths) - 1]
+    assert int(batch.document_BS.max()) > 0
+
+
+def test_attention_within_documents_changes_no_sequence(config_for, read):
+    across, within = (read(config_for(1, 1, f"data.attention={word}"))[2] for word in ("sequence", "document"))
+    for ours, theirs in zip(within, across, strict=True):
+        assert torch.equal(ours.tokens_BS, theirs.tokens_BS) and torch.equal(ours.labels_BS, theirs.labels_BS)
+        assert torch.equal(ours.loss_mask_BS, theirs.loss_mask_BS)
+        begins_BS = ours.position_ids_BS[:, 1:] == 0
+        assert torch.equal(begins_BS, ours.tokens_BS[:, 1:] == 1) and torch.equal(begins_BS, ours.tokens_BS[:, :-1] == 2)
 
 
 # ---- the blend and its account
@@ -164,7 +220,7 @@ def test_epochs_in_the_account_count_the_training_part_as_one(config_for, read):
     config = config_for(1, 0, "data.valid_ratio=0.1", f"budget.total_tokens={32 * BATCH * 200}")
     token_sets, data, _ = read(config, stop=1)
     (source,) = blend_account(config, token_sets, data, config.num_steps)["sources"]
-    sequences_an_epoch = data.train.datasets[0]._get_num_tokens_per_epoch() / 32
+    sequences_an_epoch = data.train.sources[0].num_sequences
     assert source["epochs"] == pytest.approx(200 * BATCH / sequences_an_epoch, rel=0.02)
     assert source["epochs"] > 1
 
@@ -232,6 +288,16 @@ def test_sentences_are_refused(small_config, tmp_path, token_folder):
     tokenize(source, tmp_path / "set", settings)
     message = refusal(small_config, tmp_path / "set")
     assert "'set' holds sentences" in message and "tokenise without --split-sentences" in message
+
+
+def test_documents_without_marks_are_refused_where_attention_stays_within_them(small_config, tmp_path, token_folder):
+    source = tmp_path / "source.jsonl"
+    source.write_text('{"text": "咳と熱。心臓と肺と肝臓。"}\n' * 100, encoding="utf-8")
+    settings = TokenizeSettings(tokenizer=token_folder / "tokenizer.model", bos=False, eos=False, progress=False)
+    tokenize(source, tmp_path / "set", settings)
+    message = refusal(small_config, tmp_path / "set", changes=(*SMALL, "data.attention=document"))
+    assert "'set' marks neither begin nor end of its documents" in message and "--no-bos --no-eos" in message
+    assert load_token_sets(small_config(f'data.blend=[{{name="set", path="{tmp_path / "set"}", weight=1}}]', *SMALL))
 
 
 def test_everything_wrong_is_named_at_once(small_config, own_tokens, tmp_path):

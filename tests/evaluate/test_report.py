@@ -202,6 +202,19 @@ def test_infinite_and_absent_values_do_not_break_the_page(tmp_path: Path, sample
     assert not [value for _, value in page.attributes if value and re.search(r"\b(nan|inf)\b", value)]
 
 
+def test_alarms_are_told_and_numbers_that_training_wrote_as_strings_are_read(tmp_path: Path, samples: SimpleNamespace) -> None:
+    alarm = {"name": "non_finite", "step": 2, "action": "skip_step", "sentence": "loss nan, gradient norm inf"}
+    bad = {**training_record(2, "nan", grad_norm="inf"), "loss_by_source": {"a": "nan"}, "skipped_in_a_row": 1}
+    records = [training_record(1, 2.0), bad, {"step": 2, "tokens": 9, "alarm": alarm}, training_record(3, 2.0),
+               {"step": 3, "tokens": 9, "save": {"stall_seconds": 0.1, "seconds": 2.0}}]
+    samples.write_jsonl(tmp_path / "run/metrics.jsonl", records)
+    page = Page(render_report(read_run(tmp_path / "run")))
+    assert "Alarm non_finite at step 2 (skip_step): loss nan, gradient norm inf." in page.text
+    assert "loss was not a finite number at 1 of 3 steps" in page.text
+    samples.write_jsonl(tmp_path / "metrics.jsonl", [*records[:3], training_record(2, 2.0)])
+    assert read_metrics(tmp_path / "metrics.jsonl").alarms == ()
+
+
 def test_the_last_record_of_a_step_wins(tmp_path: Path, samples: SimpleNamespace) -> None:
     steps = [(1, 9.0), (2, 9.0), (3, 9.0), (4, 9.0), (3, 1.0)]  # stopped after 4, resumed from 2, now at 3
     records = [training_record(step, loss) for step, loss in steps]

@@ -15,6 +15,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train.sbatch"
 NEW_CHECKPOINT = 'mkdir -p "$run/checkpoints/step_0000020"; touch "$run/checkpoints/step_0000020/state.json"'
 HALF_CHECKPOINT = 'mkdir -p "$run/checkpoints/step_0000020"'
 STOPPED = 'echo 20 > "$run/stopped"; rm -f "$run/stop"'
+STALLED = 'echo "12 STALLED: no progress for 600 s" > "$run/stalled"'
 LIMIT = "kill -USR1 $PPID; until [ -e \"$run/stop\" ]; do /bin/sleep 0.02; done"
 CANCEL = "kill -TERM $PPID; /bin/sleep 0.2"
 
@@ -96,6 +97,9 @@ def test_srun_starts_one_torchrun_a_node(run_job):
     pytest.param(f"{NEW_CHECKPOINT}; {STOPPED}", "RUNNING", "None", 3, False, id="a person asked"),
     pytest.param(f'touch "$run/stop"; kill -USR1 $PPID; /bin/sleep 1; {NEW_CHECKPOINT}; {STOPPED}', "RUNNING", "None", 3,
                  False, id="a person asked before the limit"),
+    pytest.param(f"{NEW_CHECKPOINT}; {STALLED}; exit 1", "RUNNING", "None", 75, True, id="stalled"),
+    pytest.param(f"{STALLED}; exit 1", "RUNNING", "None", 75, False, id="stalled, no checkpoint"),
+    pytest.param(f"{NEW_CHECKPOINT}; {STALLED}; exit 1", "COMPLETING", "None", 75, False, id="stalled, then cancelled"),
     pytest.param("exit 2", "RUNNING", "None", 2, False, id="user error"),
     pytest.param("exit 0", "RUNNING", "None", 1, False, id="no marker at all"),
 ])
@@ -119,7 +123,8 @@ def test_a_stop_file_of_a_person_is_respected(run_job):
 def test_leftovers_of_an_attempt_that_died_do_not_count(run_job):
     (run_job.run / "stop").write_text("time limit of job 7\n")
     (run_job.run / "stopped").write_text("10\n")
-    result = run_job('[ -e "$run/stop" ] && exit 50; exit 4')
+    (run_job.run / "stalled").write_text("10 STALLED\n")
+    result = run_job(f'{NEW_CHECKPOINT}; [ -e "$run/stop" ] && exit 50; exit 4')
     assert result.code == 4 and not result.is_requeued
 
 

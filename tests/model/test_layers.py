@@ -66,6 +66,26 @@ def test_attention_and_its_gradients_equal_plain_softmax_attention(num_groups):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("num_groups", [1, 2, 4])
+def test_attention_by_document_is_that_of_each_document_alone(num_groups):
+    from megatron.core.transformer.enums import AttnMaskType
+
+    torch.manual_seed(0)
+    inputs = [torch.randn(9, 2, heads, 8, dtype=torch.float64, requires_grad=True) for heads in (4, num_groups, num_groups)]
+    document_BS = torch.tensor([[0] * 4 + [1] * 5, [3] + [4] * 2 + [7] * 6])
+    found = CausalAttention(None, 1, AttnMaskType.causal, "self")(*inputs, document_BS)
+
+    def alone(row: int, number: int) -> torch.Tensor:
+        return plain_attention(*(tensor[document_BS[row] == number, row : row + 1] for tensor in inputs))
+
+    expected = torch.cat([torch.cat([alone(row, number) for number in numbers])
+                          for row, numbers in enumerate(([0, 1], [3, 4, 7]))], dim=1)
+    torch.testing.assert_close(found, expected)
+    along = torch.randn_like(expected)
+    for ours, theirs in zip(torch.autograd.grad(found, inputs, along), torch.autograd.grad(expected, inputs, along), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_attention_that_is_not_causal_is_not_built():
     from megatron.core.transformer.enums import AttnMaskType
 
@@ -91,13 +111,42 @@ def test_no_position_sees_a_later_token(small_config, groups):
     assert ((before[0, 8:] - after[0, 8:]).abs().amax(dim=-1) > 1e-3).all()
 
 
+DENSE = ("model.num_experts=0", "model.router_topk=0")
+
+
+@pytest.mark.parametrize("kind", [(), ("model.num_query_groups=4",), DENSE, (*DENSE, "model.tied_embeddings=true")])
+def test_logits_of_packed_documents_are_those_of_each_alone(kind, small_config, groups):
+    """Also where a document stands far from the front: the rotary embedding goes on counting, and only distances matter."""
+    from megatron_jmed.model.build import build_model
+
+    torch.manual_seed(0)
+    model = build_model(small_config("model.vocab_size=64", "model.init_method_std=0.2", *kind), groups).eval()
+    lengths = [1, 200, 7, 80, 224]
+    tokens_BS = torch.randint(64, (2, 512))
+    document_BS = torch.repeat_interleave(torch.arange(5), torch.tensor(lengths)).expand(2, 512)
+
+    def logits(tokens_BS, document_BS=None):
+        with torch.no_grad():
+            return model(tokens_BS, torch.arange(tokens_BS.size(1)).expand_as(tokens_BS), document_BS)
+
+    packed, across = logits(tokens_BS, document_BS), logits(tokens_BS)
+    first = 0
+    for number, length in enumerate(lengths):
+        alone, here = logits(tokens_BS[:, first : first + length]), slice(first, first + length)
+        scale = float(alone.abs().max())
+        assert (packed[:, here] - alone).abs().max() < 1e-4 * scale
+        if number:  # and if it saw the documents before it, that would show
+            assert (across[:, here] - alone).abs().max() > 0.05 * scale
+        first += length
+
+
 @pytest.mark.parametrize("compute", ["fp32", "bf16"])
 def test_built_model_has_the_weights_of_its_precision_and_counts_of_its_config(compute, small_config, groups):
     from megatron_jmed.model.build import build_data_parallel_model
     from megatron_jmed.train.estimate import count_parameters
 
     config = small_config(f"precision.compute={compute}")
-    model = build_data_parallel_model(config, groups)
+    (model,) = build_data_parallel_model(config, groups)
     dtypes = {parameter.dtype for parameter in model.parameters()}
     assert dtypes == {torch.float32 if compute == "fp32" else torch.bfloat16}
     assert {p.main_grad.dtype for p in model.parameters()} == {torch.float32}

@@ -4,6 +4,7 @@ All runs train 6 steps and save after 3. Three groups of processes (1, 2 and 4 r
 of Megatron costs seconds.
 """
 
+import json
 import shutil
 
 import pytest
@@ -27,10 +28,20 @@ LAYOUTS = {
     "ep2_allgather": ["parallel.ep=2", "parallel.dispatcher=allgather"],
     "ep2_overlap": ["parallel.ep=2", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"],
     "ep2_recompute": ["parallel.ep=2", "budget.recompute=full"],
+    "cp2": ["parallel.ep=1", "parallel.cp=2", "budget.eval_every_tokens=2048"],
+    "cp2_ep2_recompute": ["parallel.ep=2", "parallel.cp=2", "budget.recompute=selective"],
+    "pp2_vpp2": ["parallel.ep=1", "parallel.pp=2", "parallel.vpp=2", "budget.eval_every_tokens=2048"],
+}
+FOUR_RANKS_LAYOUTS = {
+    "cp4_ep2": ["parallel.ep=2", "parallel.cp=4", "budget.recompute=full"],
+    "cp2_tp2": [*LAYOUTS["tp2"], "parallel.cp=2"],
+    "cp2_pp2_vpp2": ["parallel.ep=1", "parallel.cp=2", "parallel.pp=2", "parallel.vpp=2"],
+    "cp2_dp2": ["parallel.ep=2", "parallel.cp=2", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"],
 }
 DENSE = ["model.num_experts=0", "model.router_topk=0", "parallel.ep=1"]
 TIED = ["model.tied_embeddings=true"]
-KINDS = {"dense": DENSE, "tied": [*ONE_RANK, *TIED], "dense_tied": [*DENSE, *TIED]}
+WITHIN = ["data.attention=document"]
+KINDS = {"dense": DENSE, "tied": [*ONE_RANK, *TIED], "dense_tied": [*DENSE, *TIED], "within": [*ONE_RANK, *WITHIN]}
 # a run of a kind above, resumed at another layout: (kind, changes)
 LAYOUTS_OF_KINDS = {
     "dense_tp2": ("dense", ["parallel.tp=2"]),
@@ -38,10 +49,18 @@ LAYOUTS_OF_KINDS = {
     "dense_pp2": ("dense", ["parallel.pp=2"]),
     "tied_ep2": ("tied", ["parallel.ep=2"]),
     "tied_pp2": ("tied", ["parallel.pp=2"]),
+    "tied_pp2_vpp2": ("tied", ["parallel.pp=2", "parallel.vpp=2"]),
     "dense_tied_tp2": ("dense_tied", ["parallel.tp=2"]),
+    "within_tp2": ("within", [*LAYOUTS["tp2"], "budget.recompute=selective"]),
+    "within_pp2_vpp2_recompute": ("within", [*LAYOUTS["pp2_vpp2"], "budget.recompute=full"]),
+    "within_cp2": ("within", ["parallel.cp=2"]),
 }
 FOUR_RANKS_OF_KINDS = {
+    "dense_pp2_vpp2_dp2_overlap": ("dense", ["parallel.pp=2", "parallel.vpp=2", "parallel.overlap_grad_reduce=true",
+                                             "parallel.overlap_param_gather=true", "budget.recompute=full"]),
     "tied_pp2_dp2": ("tied", ["parallel.pp=2"]),
+    "dense_cp2_tp2_sequence": ("dense", ["parallel.cp=2", "parallel.tp=2", "parallel.sequence_parallel=true"]),
+    "within_cp4_recompute": ("within", FOUR_RANKS_LAYOUTS["cp4_ep2"]),
     "dense_tied_tp2_pp2": ("dense_tied", ["parallel.tp=2", "parallel.pp=2"]),
 }
 # vocabularies of 2000 and, at tp2, 2080 rows
@@ -52,6 +71,9 @@ RESAVED = {
     "one_at_tp2": ("one", LAYOUTS["tp2"]),
     "one_at_tp2_ep2": ("one", LAYOUTS["tp2_ep2"]),
     "one_at_pp2": ("one", LAYOUTS["pp2"]),
+    "one_at_pp2_vpp2": ("one", LAYOUTS["pp2_vpp2"]),
+    "one_at_pp2_vpp2_at_pp1": ("one_at_pp2_vpp2", ONE_RANK),
+    "one_at_cp2": ("one", LAYOUTS["cp2"]),
     "one_at_dp2": ("one", ONE_RANK),
     "bf16_at_ep2": ("bf16", ["parallel.ep=2", "precision.compute=bf16"]),
     "from_ep2_at_ep1": ("from_ep2", ONE_RANK),
@@ -70,6 +92,9 @@ FOUR_RANKS_RESAVED = {
     "one_at_tp2_pp2_at_ep2_etp2": ("one_at_tp2_pp2", ["parallel.ep=2", "parallel.tp=2", "parallel.etp=2",
                                                      "parallel.sequence_parallel=true"]),
 }
+# layouts at which one step is done on batches of which unequal parts count in the loss
+PROBES = {1: {"one": ONE_RANK}, 2: {"cp2": LAYOUTS["cp2"], "cp2_ep2": LAYOUTS["cp2_ep2_recompute"], "dp2": ONE_RANK},
+          4: {"cp4": FOUR_RANKS_LAYOUTS["cp4_ep2"], "cp2_pp2_vpp2": FOUR_RANKS_LAYOUTS["cp2_pp2_vpp2"]}}
 # two data-parallel ranks that hold each other's weights, with a validation between the steps
 OVERLAP = ["parallel.ep=1", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true",
            "budget.eval_every_tokens=8192", "budget.eval_steps=1"]
@@ -88,6 +113,11 @@ def runs_of_kinds(layouts):
 
 def resaves(resaved):
     return [["resave", checkpoint(source), checkpoint(name), *run(name, changes)] for name, (source, changes) in resaved.items()]
+
+
+def probes(num_ranks):
+    return [["probe", checkpoint("one"), f"runs/probe_{name}.json", *run("probe", changes)]
+            for name, changes in PROBES[num_ranks].items()]
 
 
 def checkpoint(name, step=3):
@@ -109,8 +139,9 @@ def trained(train_runs, token_folder):
         ["copy", checkpoint("dense"), checkpoint("dense_again")],
         run("dense_again", DENSE),
         run("padded", PADDED),
+        *probes(1),
     ])
-    for name in LAYOUTS:
+    for name in [*LAYOUTS, *FOUR_RANKS_LAYOUTS]:
         shutil.copytree(token_folder / checkpoint("one"), token_folder / checkpoint(name))
     for name, (kind, _) in {**LAYOUTS_OF_KINDS, **FOUR_RANKS_OF_KINDS}.items():
         shutil.copytree(token_folder / checkpoint(kind), token_folder / checkpoint(name))
@@ -122,12 +153,15 @@ def trained(train_runs, token_folder):
         run("overlap_again", OVERLAP),
         *runs_of_kinds(LAYOUTS_OF_KINDS),
         *resaves(RESAVED),
+        *probes(2),
     ])
     shutil.copytree(token_folder / checkpoint("from_ep2"), token_folder / checkpoint("tp2_pp2"))
     train_runs(4, [
         run("tp2_pp2", [*LAYOUTS["tp2"], "parallel.pp=2"]),
+        *(run(name, changes) for name, changes in FOUR_RANKS_LAYOUTS.items()),
         *runs_of_kinds(FOUR_RANKS_OF_KINDS),
         *resaves(FOUR_RANKS_RESAVED),
+        *probes(4),
     ])
 
 
@@ -143,7 +177,7 @@ def test_resume_equals_uninterrupted_to_the_bit(trained, step_records, first):
     assert numbers(resumed, *exact) == numbers(whole, *exact)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [*LAYOUTS, *FOUR_RANKS_LAYOUTS])
 def test_every_layout_resumes_the_same_run(trained, step_records, layout):
     """Weights and moments of one rank's checkpoint, continued at another layout: losses and gradient norms agree."""
     ours, reference = step_records(layout), step_records("one")
@@ -152,6 +186,25 @@ def test_every_layout_resumes_the_same_run(trained, step_records, layout):
         assert ours[step]["loss"] == pytest.approx(reference[step]["loss"], rel=1e-6)
         assert ours[step]["aux_loss"] == pytest.approx(reference[step]["aux_loss"], rel=1e-5)
         assert ours[step]["grad_norm"] == pytest.approx(reference[step]["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["ep2", "tp2", "pp2_vpp2", *(name for name in [*LAYOUTS, *FOUR_RANKS_LAYOUTS] if "cp" in name)])
+def test_every_layout_learns_the_same_weights(trained, token_folder, layout):
+    """What three steps moved agrees; Adam divides by small numbers, so that roundings grow."""
+    ours, reference, begun = (CheckpointReader(token_folder / checkpoint(name, step))
+                              for name, step in ((layout, 6), ("one", 6), ("one", 3)))
+    for key in reference.weight_keys():
+        moved = reference.read(key) - begun.read(key)
+        assert (ours.read(key) - reference.read(key)).norm() < 1e-4 * moved.norm(), key
+
+
+@pytest.mark.parametrize("layout", [*PROBES[2], *PROBES[4]])
+def test_loss_of_unequal_parts_is_the_mean_over_the_tokens_that_count(trained, token_folder, layout):
+    ours, reference = (json.loads((token_folder / f"runs/probe_{name}.json").read_text()) for name in (layout, "one"))
+    assert ours["loss"] == pytest.approx(reference["loss"], rel=1e-6)
+    assert ours["loss_by_source"] == pytest.approx(reference["loss_by_source"], rel=1e-6)
+    assert ours["aux_loss"] == pytest.approx(reference["aux_loss"], rel=1e-5)
+    assert ours["grad_norm"] == pytest.approx(reference["grad_norm"], rel=1e-4)
 
 
 def test_trained_at_ep2_resumes_at_tp2_pp2_with_its_moments(trained, step_records):
@@ -164,12 +217,18 @@ def test_trained_at_ep2_resumes_at_tp2_pp2_with_its_moments(trained, step_record
 
 @pytest.mark.parametrize(("name", "kind"), [
     (name, kind) for name, (kind, _) in {**LAYOUTS_OF_KINDS, **FOUR_RANKS_OF_KINDS}.items()])
-def test_dense_and_tied_models_resume_at_every_layout(trained, step_records, name, kind):
+def test_every_kind_resumes_at_every_layout(trained, step_records, name, kind):
     ours, reference = step_records(name), step_records(kind)
     assert set(ours) == set(STEPS)
     for step in STEPS:
         assert ours[step]["loss"] == pytest.approx(reference[step]["loss"], rel=1e-6)
         assert ours[step]["grad_norm"] == pytest.approx(reference[step]["grad_norm"], rel=1e-4)
+
+
+def test_attention_within_documents_is_another_run(trained, step_records):
+    """So that the layouts of "within" are compared with it to more than they could agree by ignoring the documents."""
+    within, across = step_records("within"), step_records("one")
+    assert all(within[step]["loss"] != pytest.approx(across[step]["loss"], rel=1e-5) for step in (1, *STEPS))
 
 
 @pytest.mark.parametrize("name", ["one", "tp2_pp2", *KINDS, *LAYOUTS_OF_KINDS, *FOUR_RANKS_OF_KINDS])
@@ -199,10 +258,10 @@ def test_padding_of_the_vocabulary_follows_the_layout(trained, token_folder):
 
 
 def test_expert_load_counts_every_token_once_at_every_layout(trained, step_records):
-    for layout in ("one", *LAYOUTS):
+    for layout in ("one", *LAYOUTS, *FOUR_RANKS_LAYOUTS):
         for layer in step_records(layout)[6]["expert_load"]:
             assert sum(layer) == pytest.approx(1.0)
-    for layout in LAYOUTS:
+    for layout in [*LAYOUTS, *FOUR_RANKS_LAYOUTS]:
         flat = [share for layer in step_records(layout)[4]["expert_load"] for share in layer]
         assert flat == pytest.approx([share for layer in step_records("one")[4]["expert_load"] for share in layer], abs=2e-3)
 

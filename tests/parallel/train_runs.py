@@ -1,7 +1,8 @@
 """Started by the tests, alone or under torchrun: train several runs one after the other in the same processes, which
 saves the start of Python and Megatron for each. Argument: a JSON list of lists, each the arguments of
 `megatron_jmed.train`; or ["copy", from, to], which copies a checkpoint to begin a run from; or ["resave", from, to,
-recipe, change, ...], which loads a checkpoint at a layout, over other random weights, and saves it there."""
+recipe, change, ...], which loads a checkpoint at a layout, over other random weights, and saves it there; or ["probe", from,
+to, recipe, change, ...], which writes the numbers of one step on invented batches with the weights of a checkpoint."""
 
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import socket
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 
@@ -24,16 +26,17 @@ def main() -> None:
         if what == "copy":
             copy(*changes, is_mine=world.rank == 0)
             continue
-        source, target = "", ""
-        if what == "resave":
-            source, target, what, *changes = changes
+        verb, source, target = "train", "", ""
+        if what in ("resave", "probe"):
+            verb, (source, target, what, *changes) = what, changes
         if world.size > 1:
             os.environ["MASTER_PORT"] = free_port(number, is_mine=world.rank == 0)
         config = load_config(what, changes)
-        if source:
-            resave(Path(source), Path(target), config, world)
-            continue
-        train(config, world, *check_before_start(config, world.size))
+        if verb == "train":
+            token_sets, checkpoint, _ = check_before_start(config, world.size)
+            train(config, world, token_sets, checkpoint)
+        else:
+            {"resave": resave, "probe": probe}[verb](Path(source), Path(target), config, world)
 
 
 def free_port(number: int, is_mine: bool) -> str:
@@ -62,6 +65,38 @@ def resave(source: Path, target: Path, config, world) -> None:
     state = load_state(source)
     load_checkpoint(source, state, model, optimizer, groups)
     save_checkpoint(target, state, model, optimizer, groups)
+    stop_groups()
+
+
+def probe(source: Path, target: Path, config, world) -> None:
+    """A step on random tokens, of which ever more count in the loss towards the end of a sequence."""
+    import torch
+
+    from megatron_jmed.data.batch import batch_from_sample
+    from megatron_jmed.model.build import build_data_parallel_model
+    from megatron_jmed.parallel import device, start_groups, stop_groups
+    from megatron_jmed.train.checkpoint import load_weights
+    from megatron_jmed.train.optimizer import build_optimizer
+    from megatron_jmed.train.step import Stepper
+
+    groups = start_groups(config.parallel, world, config.seed + 1)
+    model = build_data_parallel_model(config, groups)
+    optimizer = build_optimizer(config, model, groups)
+    load_weights(source, model, optimizer, groups)
+    size, length = config.budget.micro_batch_size, config.budget.seq_length
+
+    def batch(number: int):
+        generator = torch.Generator().manual_seed(number)
+        ids = torch.randint(config.model.vocab_size, (size, length + 1), generator=generator)
+        counts = torch.rand(size, length, generator=generator) < torch.linspace(0, 1, length)
+        sample = {"tokens": ids[:, :-1], "labels": ids[:, 1:], "loss_mask": counts.float(), "dataset_id": torch.arange(size) % 2,
+                  "position_ids": torch.arange(length).expand(size, length)}
+        return batch_from_sample(sample, device(), groups.cp.rank(), groups.cp.size())
+
+    mine = range(groups.dp.rank(), config.budget.global_batch_size // size, groups.dp.size())
+    numbers = Stepper(config, groups, model, optimizer, ("even", "odd")).train(map(batch, mine), lr=0.0, wants_stop=False)
+    if world.rank == 0:
+        target.write_text(json.dumps(asdict(numbers)))
     stop_groups()
 
 

@@ -11,9 +11,11 @@ import pytest
 from megatron_jmed.config import load_config
 from megatron_jmed.parallel import World
 from megatron_jmed.run_folder import RunFolder
+from megatron_jmed.train.beginning import Beginning
 from megatron_jmed.train.monitor import Monitor, StopRequest
 from megatron_jmed.train.step import StepNumbers
 
+BLEND = 'data.blend=[{name="ja", path="ja", weight=1}, {name="en", path="en", weight=3}]'
 LOAD = [[0.75, 0.25], [0.5, 0.5]]
 ALONE = World(0, 1, 0)
 
@@ -31,7 +33,7 @@ def folder(tmp_path) -> RunFolder:
 @pytest.fixture
 def open_monitor(small_config, folder):
     def opened(step: int = 0, *changes: str, world: World = ALONE) -> Monitor:
-        return Monitor(small_config(*changes), world, folder, step, None)
+        return Monitor(small_config(BLEND, *changes), world, folder, Beginning(step, []))
 
     return opened
 
@@ -49,7 +51,7 @@ def test_a_step_is_one_line_with_all_its_numbers(open_monitor, folder):
     assert step.pop("tflops_per_second_per_gpu") > 0
     assert step == {"step": 1, "tokens": 2048, "loss": 2.0, "aux_loss": 1.01, "grad_norm": 0.5, "lr": 3e-4,
                     "loss_by_source": {"ja": 2.0, "en": 3.0}, "expert_load": LOAD}
-    assert valid == {"step": 1, "tokens": 2048, "valid_loss": {"all": 1.5, "ja": 1.5, "en": 2.5}}
+    assert valid == {"step": 1, "tokens": 2048, "valid_loss": {"all": 2.25, "ja": 1.5, "en": 2.5}}
 
 
 def test_rates_belong_together(open_monitor, folder):
@@ -65,7 +67,8 @@ def test_rates_belong_together(open_monitor, folder):
 
 def test_what_is_not_finite_is_written_as_a_string_and_every_line_is_strict_json(open_monitor, folder):
     open_monitor().record_step(1, 1e-4, numbers(math.nan, grad_norm=math.inf))
-    (line,) = [json.loads(text, parse_constant=pytest.fail) for text in folder.metrics.read_text().splitlines()]
+    line, alarm = [json.loads(text, parse_constant=pytest.fail) for text in folder.metrics.read_text().splitlines()]
+    assert alarm["alarm"]["name"] == "non_finite"
     assert line["loss"] == "nan" and line["grad_norm"] == "inf" and line["loss_by_source"] == {"ja": "nan", "en": "nan"}
 
 
@@ -124,7 +127,7 @@ def test_every_start_is_noted_with_its_step_and_layout(open_monitor, folder):
 
 def test_config_in_the_run_folder_repeats_the_run(open_monitor, folder, small_config):
     open_monitor(0, "optim.peak_lr=1e-3")
-    assert load_config(str(folder.config)) == small_config("optim.peak_lr=1e-3")
+    assert load_config(str(folder.config)) == small_config(BLEND, "optim.peak_lr=1e-3")
 
 
 @pytest.mark.parametrize(("step", "marker", "said"), [(120, "done", "120\n"), (40, "stopped", "40 stop file\n")])
@@ -188,7 +191,7 @@ def test_tensorboard_shows_the_history_by_tokens(open_monitor, folder):
     events = EventAccumulator(str(folder.path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(2048, 3.0), (4096, 2.0), (6144, 1.0)]
     assert [e.value for e in events.Scalars("loss_by_source/en")] == [4.0, 3.0, 2.0]
-    assert [(e.step, e.value) for e in events.Scalars("valid_loss/all")] == [(6144, 0.5)]
+    assert [(e.step, e.value) for e in events.Scalars("valid_loss/all")] == [(6144, 1.25)]
     assert [e.value for e in events.Scalars("expert_load_max_over_mean")] == [1.5] * 3
 
 
@@ -228,4 +231,19 @@ def test_wandb_offline_folder_holds_config_and_history(open_monitor, folder):
     assert config["optim"]["peak_lr"] == 3e-3
     assert [history[step]["loss"] for step in (1, 2, 3)] == [3.0, 2.0, 1.0]
     assert history[3]["lr"] == pytest.approx(3e-4) and history[3]["loss_by_source/en"] == 2.0
-    assert history[3]["valid_loss/all"] == 0.5
+    assert history[3]["valid_loss/all"] == 1.25
+
+
+def test_a_run_that_goes_on_stays_one_curve_in_wandb_and_tensorboard(open_monitor, folder):
+    """Killed after step 3 and resumed at step 2: the same wandb id, and TensorBoard shows step 3 once, with its new value."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    record_a_history(open_monitor(0, "log.tensorboard=true", "log.wandb_project=jmed_test"))
+    again = open_monitor(2, "log.tensorboard=true", "log.wandb_project=jmed_test")
+    again.record_step(3, 3e-4, numbers(0.25))
+    again.close(3, "")
+    run_id = json.loads(folder.run.read_text())["wandb_id"]
+    assert all(run_id in path.name for path in folder.path.glob("wandb/offline-run-*"))
+    assert len(list(folder.path.glob("wandb/offline-run-*"))) == 2
+    events = EventAccumulator(str(folder.path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(2048, 3.0), (4096, 2.0), (6144, 0.25)]

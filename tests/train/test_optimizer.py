@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from megatron_jmed.config import load_config
+from megatron_jmed.errors import ConfigError
 from megatron_jmed.model.build import build_data_parallel_model
 from megatron_jmed.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 
@@ -31,6 +32,27 @@ def test_rate_falls_at_every_step_to_the_minimum_at_the_last(schedule):
     found = rates(f"optim.schedule={schedule}")[WARMUP - 1:]
     assert all(later < earlier for earlier, later in itertools.pairwise(found))
     assert found[-1] == pytest.approx(3e-4, rel=1e-9)
+
+
+def test_wsd_stays_at_the_peak_and_falls_by_the_root_over_its_last_tokens():
+    decay = 40
+    found = rates("optim.schedule=wsd", f"optim.decay_tokens={decay * 2048}")
+    assert set(found[WARMUP - 1: STEPS - decay]) == {3e-3}
+    assert found[STEPS - decay + decay // 4 - 1] == pytest.approx(3e-4 + (3e-3 - 3e-4) * 0.5)  # a quarter of the way: 1 - sqrt(1/4)
+    assert found[-1] == pytest.approx(3e-4)
+
+
+def test_wsd_does_not_know_its_horizon_before_it_decays():
+    config = load_config("tiny", ["optim.schedule=wsd", f"optim.decay_tokens={40 * 2048}"])
+    longer = load_config("tiny", ["optim.schedule=wsd", f"optim.decay_tokens={40 * 2048}", f"budget.total_tokens={200 * 2048}"])
+    assert [learning_rate(config, step) for step in range(80)] == [learning_rate(longer, step) for step in range(80)]
+
+
+@pytest.mark.parametrize("changes", [("optim.schedule=wsd",), ("optim.decay_tokens=2048",),
+                                     ("optim.schedule=wsd", f"optim.decay_tokens={119 * 2048}")])
+def test_wsd_needs_its_decay_and_it_must_fit(changes):
+    with pytest.raises(ConfigError, match=r"optim\..*decay_tokens"):
+        load_config("tiny", list(changes))
 
 
 def test_half_way_down_is_the_middle_of_peak_and_minimum():
@@ -65,8 +87,8 @@ def test_rate_is_a_function_of_tokens_not_of_batch_size():
 def test_decay_shrinks_matrices_by_rate_times_decay_and_leaves_norms(compute, small_config, groups):
     """With gradients of zero, AdamW only decays."""
     config = small_config(f"precision.compute={compute}", "optim.weight_decay=0.5", "model.vocab_size=64", "model.num_layers=1")
-    model = build_data_parallel_model(config, groups)
-    optimizer = build_optimizer(config, model, groups)
+    (model,) = build_data_parallel_model(config, groups)
+    optimizer = build_optimizer(config, [model], groups)
     before = {name: p.detach().float().clone() for name, p in model.named_parameters()}
     set_learning_rate(optimizer, config.optim, lr=0.25)
     model.zero_grad_buffer()
@@ -82,8 +104,8 @@ def test_decay_shrinks_matrices_by_rate_times_decay_and_leaves_norms(compute, sm
 
 def test_every_weight_is_learned_and_masters_are_fp32(small_config, groups):
     config = small_config("precision.compute=bf16", "model.vocab_size=64", "model.num_layers=1")
-    model = build_data_parallel_model(config, groups)
-    optimizer = build_optimizer(config, model, groups)
+    (model,) = build_data_parallel_model(config, groups)
+    optimizer = build_optimizer(config, [model], groups)
     in_groups = [p for group in optimizer.param_groups for p in group["params"]]
     assert {p.dtype for p in in_groups} == {torch.float32}
     assert sum(p.numel() for p in in_groups) == sum(p.numel() for p in model.parameters())

@@ -32,9 +32,9 @@ def build(small_config, groups):
 
         tensor_parallel.model_parallel_cuda_manual_seed(7)
         config = small_config(*SMALL, *changes)
-        model = build_data_parallel_model(config, groups)
-        optimizer = build_optimizer(config, model, groups)
-        return model, Stepper(config, groups, model, optimizer, ("ja", "en"))
+        (model,) = build_data_parallel_model(config, groups)
+        optimizer = build_optimizer(config, [model], groups)
+        return model, Stepper(config, groups, [model], optimizer, ("ja", "en"))
 
     return built
 
@@ -168,3 +168,64 @@ def test_a_wish_to_stop_is_in_the_numbers(wants_stop, build):
 def test_same_weights_and_batches_give_the_same_numbers(build):
     first, second = (build()[1].train(forever(), lr=0.01, wants_stop=False) for _ in range(2))
     assert first == second
+
+
+# ---- updates that are not applied
+
+
+def poisoned(batch: Batch) -> Batch:
+    """The batch with an infinite weight on one token, as a loss that overflows would give."""
+    batch.loss_mask_BS[0, 0] = math.inf
+    return batch
+
+
+def optimizer_state(optimizer) -> list[tuple[torch.Tensor, ...]]:
+    return [tuple(state[name].clone() for name in ("exp_avg", "exp_avg_sq", "step"))
+            for part in optimizer.chained_optimizers for state in part.optimizer.state.values()]
+
+
+@pytest.mark.parametrize("overlap", [(), ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")])
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_moments(compute, overlap, build):
+    model, stepper = build(f"precision.compute={compute}", *overlap)
+    assert stepper.train(forever(), lr=0.01, wants_stop=False).skipped_in_a_row == 0
+    stepper.validate(forever(), num_steps=1)  # with overlap_param_gather only a forward pass brings the new weights
+    before, moments = weights(model), optimizer_state(stepper._optimizer)
+    numbers = [stepper.train(iter([poisoned(micro_batch(0)), micro_batch(1)]), lr=0.01, wants_stop=False) for _ in range(2)]
+    assert [n.skipped_in_a_row for n in numbers] == [1, 2] and not math.isfinite(numbers[0].grad_norm)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+    assert moments and all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and b[2] == a[2] + 2 for a, b in
+                           zip(moments, optimizer_state(stepper._optimizer), strict=True))
+    after = stepper.train(forever(), lr=0.01, wants_stop=False)
+    stepper.validate(forever(), num_steps=1)
+    assert after.skipped_in_a_row == 0 and math.isfinite(after.grad_norm)
+    assert not any(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+
+
+def test_the_very_first_update_can_be_skipped(build):
+    model, stepper = build()
+    before = weights(model)
+    assert stepper.train(iter([poisoned(micro_batch(0)), micro_batch(1)]), lr=0.01, wants_stop=False).skipped_in_a_row == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+    assert all(step == 1 for *_, step in optimizer_state(stepper._optimizer))
+    assert stepper.train(forever(), lr=0.01, wants_stop=False).skipped_in_a_row == 0
+
+
+@pytest.mark.parametrize(("action", "is_skipped"), [("skip_step", True), ("warn", False)])
+def test_a_spike_of_the_gradient_norm_is_skipped_only_where_asked(action, is_skipped, build):
+    model, stepper = build(f"watch.grad_norm_spike={action}", "watch.min_steps=8")
+    for _ in range(8):
+        assert stepper.train(forever(), lr=0.0, wants_stop=False).skipped_in_a_row == 0
+    with torch.no_grad():
+        model.module.output_layer.weight.mul_(30)
+        before = weights(model)
+    numbers = stepper.train(forever(), lr=0.01, wants_stop=False)
+    assert numbers.skipped_in_a_row == is_skipped
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True)) is is_skipped
+
+
+def test_a_wish_to_save_is_in_the_numbers(build):
+    _, stepper = build()
+    for wish in (True, False):
+        numbers = stepper.train(forever(), lr=0.0, wants_stop=False, wants_save=wish)
+        assert numbers.is_save_asked is wish and not numbers.is_stop_asked
