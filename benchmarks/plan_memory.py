@@ -41,6 +41,8 @@ CASES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("dense bf16 TP2 none", 2, (*BF16, *DENSE, "parallel.tp=2")),
     *((f"MoE bf16 PP2 {r}", 2, (*BF16, "parallel.pp=2", f"budget.recompute={r}")) for r in ("none", "full")),
     ("MoE bf16 DP2 none", 2, BF16),
+    *((f"MoE bf16 CP2 {r}", 2, (*BF16, "parallel.cp=2", f"budget.recompute={r}")) for r in ("none", "full")),
+    ("MoE bf16 PP2 VPP2 none", 2, (*BF16, "parallel.pp=2", "parallel.vpp=2")),
     # not looked at while the formulas were written
     ("held out: MoE bf16 TP2 EP2 ETP1 none", 2, (*BF16, *FOLDED)),
     ("held out: MoE bf16 TP2 EP2 ETP1 full", 2, (*BF16, *FOLDED, "budget.recompute=full")),
@@ -127,10 +129,11 @@ def measured(changes: list[str]) -> dict:
     stepper.train(fake_batches(config), lr=1e-4, wants_stop=False)  # the first step makes the moments
     loads = expert_loads(model, config)
     with PeakBytes() as alive:
-        stepper._model.zero_grad_buffer()
-        stepper._forward_backward(data_iterator=fake_batches(config), forward_only=False)
-    weights = storages(model.parameters())
-    gradients = storages(buffer.grad_data for buffer in (*model.buffers, *model.expert_parallel_buffers))
+        for chunk in model:
+            chunk.zero_grad_buffer()
+        stepper._forward_backward(data_iterator=stepper._for_each_chunk(fake_batches(config)), forward_only=False)
+    weights = storages(parameter for chunk in model for parameter in chunk.parameters())
+    gradients = storages(buffer.grad_data for chunk in model for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers))
     state = storages(value for part in optimizer.chained_optimizers for tensors in part.optimizer.state.values()
                      for value in tensors.values() if hasattr(value, "dim") and value.dim())
     masters = storages(master for part in optimizer.chained_optimizers for group in part.shard_fp32_from_float16_groups
@@ -150,8 +153,9 @@ def expert_loads(model, config) -> list[float]:
     from megatron.core.transformer.moe.experts import SequentialMLP
 
     loads, parallel = [], config.parallel
-    balanced = config.budget.micro_batch_size * config.budget.seq_length * config.model.router_topk / parallel.tp * parallel.etp
-    for module in model.modules():
+    tokens = config.budget.micro_batch_size * config.budget.seq_length / parallel.cp / parallel.tp
+    balanced = tokens * config.model.router_topk * parallel.etp
+    for module in (module for chunk in model for module in chunk.modules()):
         if isinstance(module, SequentialMLP):
             module.register_forward_pre_hook(lambda _, inputs: loads.append(inputs[0].shape[0] / balanced))
     return loads
@@ -189,7 +193,7 @@ def fake_batches(config):
 
     from megatron_jmed.data.batch import Batch
 
-    shape = (config.budget.micro_batch_size, config.budget.seq_length)
+    shape = (config.budget.micro_batch_size, config.budget.seq_length // config.parallel.cp)
     generator = torch.Generator().manual_seed(1)
     while True:
         tokens = torch.randint(0, config.model.vocab_size, shape, generator=generator)

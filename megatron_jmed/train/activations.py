@@ -14,7 +14,8 @@ Two layers are described, because their kernels keep different tensors:
 `selective` drops F and the MLP norm's output (te), or the softmax sums (local: torch's attention keeps no matrix, so there
 is nearly nothing to drop); `full` keeps the layer's input alone and rebuilds a layer at a time. The local column was counted
 from live autograd graphs; the te column follows from the sources of Megatron-Core 0.16.1 and Transformer Engine and was not
-measured. Ring exchange buffers of context parallelism are left out.
+measured. Under context parallelism the local attention gathers all keys and values and keeps them, with a mask; the buffers of
+Transformer Engine's ring are left out.
 """
 
 from dataclasses import dataclass
@@ -85,10 +86,11 @@ class _Sizes:
         sums = 4 * self.tokens * model.num_attention_heads / self.parallel.tp
         if self.is_te:
             return heads * 2 * (model.num_attention_heads + model.num_query_groups) + sums
-        if self.parallel.cp > 1:  # keys and values of the whole sequence are gathered and kept, with a mask of it
+        seq_length = self.tokens / self.config.budget.micro_batch_size
+        rotary = 4 * self.value * seq_length * model.kv_channels
+        if self.parallel.cp > 1:  # keys and values of the whole sequence are gathered and kept, and a mask over it
             gathered = heads * 2 * (model.num_attention_heads + self.parallel.cp * model.num_query_groups)
-            return gathered + sums
-        rotary = 4 * self.value * self.tokens / self.config.budget.micro_batch_size * model.kv_channels
+            return gathered + sums + rotary + self.value * seq_length * self.config.budget.seq_length
         return heads * 3 * (model.num_attention_heads + model.num_query_groups) + sums + rotary
 
     def mlp(self) -> float:
