@@ -106,6 +106,26 @@ class DataConfig(Section):
     valid_ratio: float = Field(0.01, ge=0, lt=0.5, description="tail of every token set kept for validation")
     cache_folder: str = Field("", description="index cache; empty: inside the run folder")
     num_workers: int = Field(0, ge=0, description="loader processes a rank")
+    skip_steps: tuple[int | tuple[int, int], ...] = Field((), description="steps, or [first, last], that are not trained on")
+
+    def skipped_ranges(self, last_step: int | None = None) -> list[tuple[int, int]]:
+        """`skip_steps` as ranges (first, last) that neither overlap nor touch, up to `last_step`."""
+        merged: list[tuple[int, int]] = []
+        for first, last in sorted((step, step) if isinstance(step, int) else step for step in self.skip_steps):
+            last = last if last_step is None else min(last, last_step)
+            if merged and first <= merged[-1][1] + 1:
+                merged[-1] = (merged[-1][0], max(merged[-1][1], last))
+            elif first <= last:
+                merged.append((first, last))
+        return merged
+
+    def is_skipped(self, step: int) -> bool:
+        """Whether step number `step` (the first is 1, as in metrics.jsonl) reads and changes nothing."""
+        return any(first <= step <= last for first, last in self.skipped_ranges())
+
+    def num_skipped(self, last_step: int) -> int:
+        """How many of the steps 1 to `last_step` are skipped."""
+        return sum(last - first + 1 for first, last in self.skipped_ranges(last_step))
 
 
 class BudgetConfig(Section):
@@ -132,6 +152,7 @@ class LogConfig(Section):
     wandb_project: str = Field("", description="empty: no wandb")
     wandb_mode: Literal["online", "offline"] = "offline"
     tensorboard: bool = False
+    hash_batches: bool = Field(False, description="for debugging: a hash of every sequence fed, in RUN/batches/rank_N.jsonl")
     live: bool = Field(False, description="redraw one view in place where the output is a terminal; else lines, as always")
 
 
@@ -394,8 +415,8 @@ def _expert_problems(config: RunConfig) -> list[str]:
         found.append(f"model.router_topk=0 sends no token to any of model.num_experts={model.num_experts}; set it to at least 1, "
                      "or model.num_experts=0 for dense layers")
     if model.router_topk == 1:
-        found.append("model.router_topk=1: the renormalised weight of one expert is always 1 and teaches its router nothing; use at "
-                     "least 2")
+        found.append("model.router_topk=1: the renormalised weight of one expert is always 1 and teaches its router nothing; "
+                     "use at least 2")
     if parallel.tp > 1 and not parallel.sequence_parallel:
         found.append(f"parallel.tp={parallel.tp} with experts needs parallel.sequence_parallel=true (Megatron-Core refuses "
                      "to train otherwise)")
@@ -455,7 +476,20 @@ def _data_problems(config: RunConfig) -> list[str]:
         found.append("data.blend: every weight is 0; give at least one source a positive weight")
     if config.data.attention == "document" and config.precision.backend == "te":
         found.append('data.attention="document" is built into precision.backend="local" only: Transformer Engine would attend '
-                     'across documents; set data.attention="sequence"')
+                      'across documents; set data.attention="sequence"')
+    return found + _skip_problems(config)
+
+
+def _skip_problems(config: RunConfig) -> list[str]:
+    num_steps, found = config.num_steps, []
+    for first, last in ((step, step) if isinstance(step, int) else step for step in config.data.skip_steps):
+        if last < first:
+            found.append(f"data.skip_steps: [{first}, {last}] ends before it begins; write [{last}, {first}]")
+        elif first < 1 or last > num_steps:
+            found.append(f"data.skip_steps: {first if first == last else [first, last]} is not within the run's steps, "
+                         f"1 to {num_steps}")
+    if not found and config.data.num_skipped(num_steps) == num_steps > 0:
+        found.append(f"data.skip_steps leaves none of the {num_steps} steps to train on")
     return found
 
 

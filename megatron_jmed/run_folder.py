@@ -2,7 +2,8 @@
 
 RUN/config.json  RUN/run.json  RUN/metrics.jsonl  RUN/blend.json  RUN/checkpoints/step_N/  RUN/weights/step_N/  RUN/hf/
 RUN/scores/  RUN/report.html, and four marker files: `stop` (a request to save and end), `stopped` (that was done: step and
-reason), `done` (step), `stalled` (a rank made no progress: step and who). RUN/heartbeats/ and RUN/stalls/ are train/watch.py's.
+reason), `done` (step), `stalled` (a rank made no progress: step and who). RUN/heartbeats/ and RUN/stalls/ are train/watch.py's,
+RUN/batches/ is data/batch_hashes.py's.
 
 Invariant: `state.json` is written last into a checkpoint, so a folder without it was never finished and counts as
 nothing. `files.json` holds every file's size and SHA-256, by which a damaged one is known. Programs of different rooms
@@ -52,6 +53,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.blend = self.path / "blend.json"
         self.index_cache = self.path / "index_cache"
+        self.batches = self.path / "batches"
         self.checkpoints = self.path / "checkpoints"
         self.weights = self.path / "weights"
         self.stop = self.path / "stop"
@@ -115,21 +117,33 @@ def _blocks(of: ModelConfig, model: ModelConfig) -> int:
 # What makes two configs the same run. Other data would make the steps of its checkpoints mean other sequences: some would be
 # read twice, others never. The horizon may move: the order of sequences does not depend on it.
 _FIXED = ("init", "seed", "model.", "data.", "budget.seq_length", "budget.global_batch_size")
-_FREE = ("data.cache_folder", "data.num_workers")
+_FREE = ("data.cache_folder", "data.num_workers", "data.skip_steps")  # of skip_steps what lies ahead: _changed_skips
 
 
 def changed_words(folder: RunFolder, config: RunConfig) -> list[str]:
     """What differs from the config in the run folder, as "word: old -> new"; ConfigError if that makes it another run."""
     if not folder.config.exists():
         return []
-    old, new = (_flat(c.model_dump(mode="json")) for c in (load_config(str(folder.config)), config))
+    before = load_config(str(folder.config))
+    old, new = (_flat(c.model_dump(mode="json")) for c in (before, config))
     changes = {word: f"{word}: {old.get(word)} -> {new.get(word)}" for word in {**old, **new} if old.get(word) != new.get(word)}
     fixed = [text for word, text in changes.items() if word.startswith(_FIXED) and word not in _FREE]
+    fixed += _changed_skips(folder, before, config)
     if fixed:
         raise ConfigError(f"{folder.path} holds another run: it differs in\n" + "\n".join(f"  - {text}" for text in fixed) +
                           "\nTake these words back to go on there, or give this run a folder of its own (run_folder=...); with "
                           f'init="{folder.latest_checkpoint() or "CHECKPOINT"}" it begins with the weights trained so far')
     return list(changes.values())
+
+
+def _changed_skips(folder: RunFolder, before: RunConfig, config: RunConfig) -> list[str]:
+    """What `data.skip_steps` says otherwise than before about steps that the latest checkpoint has behind it."""
+    latest = folder.latest_checkpoint()
+    step = load_state(latest).step if latest else 0
+    old, new = ([list(pair) for pair in c.data.skipped_ranges(step)] for c in (before, config))
+    if old == new:
+        return []
+    return [f"data.skip_steps, of the {step} steps that are done: {old} -> {new}; steps after {step} are free to be skipped or not"]
 
 
 def _flat(words: dict[str, Any], prefix: str = "") -> dict[str, Any]:

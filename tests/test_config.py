@@ -196,9 +196,28 @@ def test_attention_within_documents_is_refused_where_transformer_engine_would_at
     ("budget.total_tokens=100", "budget.total_tokens=100 is less than one step of 2048 tokens"),
     ("optim.warmup_tokens=245760", "leaves nothing of budget.total_tokens=245760"),
     ('data.blend=[{name="a", path="x", weight=1}, {name="a", path="y", weight=1}]', "'a' is used twice"),
+    ("data.skip_steps=[[7, 3]]", "data.skip_steps: [7, 3] ends before it begins; write [3, 7]"),
+    ("data.skip_steps=[0]", "data.skip_steps: 0 is not within the run's steps, 1 to 120"),
+    ("data.skip_steps=[3, [120, 121]]", "data.skip_steps: [120, 121] is not within the run's steps, 1 to 120"),
+    ("data.skip_steps=[[1, 60], [50, 120]]", "data.skip_steps leaves none of the 120 steps"),
+    ('data.skip_steps=["a"]', "data.skip_steps.0"),
 ])
 def test_contradiction_is_refused_with_its_numbers(change, said):
     assert said in refusal(change)
+
+
+@pytest.mark.parametrize(("said", "ranges"), [
+    ("[]", []), ("[5]", [(5, 5)]), ("[[3, 4], 5, [9, 12], 1, [10, 11]]", [(1, 1), (3, 5), (9, 12)]), ("[7, 7]", [(7, 7)])])
+def test_skipped_steps_are_those_said_in_any_order(said, ranges, tmp_path):
+    config = load_config("tiny", [f"data.skip_steps={said}"])
+    data = config.data
+    assert data.skipped_ranges() == ranges
+    skipped = [step for step in range(1, 121) if data.is_skipped(step)]
+    assert skipped == [step for first, last in ranges for step in range(first, last + 1)]
+    for step in (0, 1, 4, 5, 10, 120):
+        assert data.num_skipped(step) == sum(one <= step for one in skipped)
+    save_config(config, tmp_path / "config.json")
+    assert load_config(str(tmp_path / "config.json")) == config
 
 
 def test_ranks_that_the_layout_does_not_divide_are_refused():

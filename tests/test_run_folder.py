@@ -5,13 +5,14 @@ import shutil
 
 import pytest
 
-from megatron_jmed.config import recipe_config
-from megatron_jmed.errors import CheckpointError
+from megatron_jmed.config import load_config, recipe_config, save_config
+from megatron_jmed.errors import CheckpointError, ConfigError
 from megatron_jmed.run_folder import (
     STATE_NAME,
     CheckpointState,
     RunFolder,
     begin_checkpoint,
+    changed_words,
     check_same_model,
     finish_checkpoint,
     load_state,
@@ -139,3 +140,29 @@ def test_vocabularies_that_pad_to_the_same_rows_are_the_same(pieces, is_same, tm
     else:
         with pytest.raises(CheckpointError, match=f"model.vocab_size is {pieces} in the checkpoint and 99574"):
             check_same_model(tmp_path, there, model)
+
+
+# ---- is it the same run?
+
+
+@pytest.mark.parametrize(("step", "before", "now", "is_free"), [
+    (None, "[]", "[1, 2]", True),  # nothing is done yet
+    (50, "[]", "[51]", True),
+    (50, "[]", "[50]", False),
+    (50, "[10, [60, 70]]", "[10]", True),
+    (50, "[10]", "[]", False),
+    (50, "[[40, 60]]", "[[40, 80]]", True),
+    (50, "[[40, 60]]", "[[41, 60]]", False),
+    (50, "[[40, 50], 45]", "[[40, 44], [45, 50]]", True),  # the same, said otherwise
+])
+def test_steps_may_be_skipped_or_taken_back_only_while_they_lie_ahead(step, before, now, is_free, tmp_path):
+    run = RunFolder(tmp_path)
+    save_config(load_config("tiny", [f"data.skip_steps={before}"]), run.config)
+    if step:
+        written(run, step)
+    config = load_config("tiny", [f"data.skip_steps={now}"])
+    if is_free:
+        assert [change.partition(":")[0] for change in changed_words(run, config)] == ["data.skip_steps"]
+        return
+    with pytest.raises(ConfigError, match="of the 50 steps that are done: .* steps after 50 are free to be skipped or not"):
+        changed_words(run, config)

@@ -19,7 +19,8 @@ def main() -> None:
     config = load_config(arguments.config, arguments.changes)
 
     from megatron_jmed.data.index_cache import cache_bytes
-    from megatron_jmed.data.pretrain import build_data, load_token_sets
+    from megatron_jmed.data.pretrain import build_data
+    from megatron_jmed.data.sources import load_token_sets
     from megatron_jmed.parallel import World, start_groups, stop_groups
 
     token_sets = load_token_sets(config)

@@ -32,7 +32,7 @@ _SLICES_A_WORKER = 3  # read, joined or converted, and in the hands of the write
 
 def import_weights(source: Weights, target: Path, workers: int | None = None) -> ModelConfig:
     """Any weights -> CHECKPOINT (weights only, step 0), for `init` of a run."""
-    _check_is_not_finished(target)
+    check_is_not_finished(target)
     state = CheckpointState(step=0, tokens=0, model=source.model, has_optimizer=False, code_version=code_version(),
                             source=source.name)
     write_checkpoint(target, source, state, workers or default_workers(source.model, source.dtype))
@@ -110,6 +110,6 @@ def _check_is_free(target: Path) -> None:
         raise CheckpointError(f"{target}: not empty; remove it or name another folder")
 
 
-def _check_is_not_finished(target: Path) -> None:
+def check_is_not_finished(target: Path) -> None:
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{target}: not a folder; name another")

@@ -188,11 +188,12 @@ def _blocks(lengths: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
 
 @dataclass(frozen=True)
 class TokenIndex:
-    """What an .idx file says: the type of the ids, the length of each sequence, and where documents begin and end."""
+    """What an .idx file says: the type of the ids, the length and place of each sequence, and where documents begin and end."""
 
     dtype: np.dtype
     lengths: np.ndarray  # i32, memory-mapped
     entries: np.ndarray  # i64, memory-mapped; one more than documents
+    offsets: np.ndarray  # i64, memory-mapped; the byte in .bin at which each sequence begins
 
     @property
     def num_documents(self) -> int:
@@ -224,7 +225,8 @@ def read_index(path: Path) -> TokenIndex:
     lengths = np.memmap(path, dtype="<i4", mode="r", offset=HEADER.size, shape=(num,))
     entries = np.memmap(path, dtype="<i8", mode="r", offset=HEADER.size + 12 * num, shape=(num_entries,))
     _check_entries(path, entries, num)
-    return TokenIndex(np.dtype(names[code]).newbyteorder("<"), lengths, entries)
+    offsets = np.memmap(path, dtype="<i8", mode="r", offset=HEADER.size + 4 * num, shape=(num,))
+    return TokenIndex(np.dtype(names[code]).newbyteorder("<"), lengths, entries, offsets)
 
 
 def _check_entries(path: Path, entries: np.ndarray, num_sequences: int) -> None:

@@ -175,18 +175,18 @@ def declared_year(meta: dict[str, Any]) -> int | None:
 def attribute(folder: Path, manifest: Manifest, workers: int = 1) -> Attribution:
     """Tell the documents of a token set apart by reading their records again; if those are gone, as one group."""
     num_documents = manifest.counts.documents
-    missing = _source_problem(manifest)
+    missing = source_problem(manifest)
     if missing:
         only = [next(iter(c)) if len(c) == 1 else MIXED for c in (manifest.counts.by_source, manifest.counts.by_lang)]
         one = np.zeros(num_documents, dtype=np.int16)
         how = f"one group, because the documents it was made from are not at hand: {missing}"
         return Attribution([(only[0], only[1])], one, how, [Facts()])
     found = _read_again(folder, manifest, workers)
-    _check_sums(folder, manifest, found)
+    check_sums(folder, manifest, found)
     return found
 
 
-def _source_problem(manifest: Manifest) -> str:
+def source_problem(manifest: Manifest) -> str:
     """Why the documents cannot be read again, or nothing."""
     try:
         source = find_source(manifest.source)
@@ -199,7 +199,7 @@ def _read_again(folder: Path, manifest: Manifest, workers: int) -> Attribution:
     lengths = read_whole_documents(folder / f"{NAME}.idx").lengths
     text_field = str(manifest.settings.get("text_field", "text"))
     without_tokens: dict[str, set[int]] = defaultdict(set)
-    for file, line in _places(folder, manifest, "no_tokens"):
+    for file, line in places(folder, manifest, "no_tokens"):
         without_tokens[file].add(line)
     numbers: dict[tuple[str, str], int] = {}
     groups, facts = np.zeros(len(lengths), dtype=np.int16), list[Facts]()
@@ -255,7 +255,7 @@ def _group_number(name: tuple[str, str], numbers: dict[tuple[str, str], int]) ->
     return numbers.setdefault(name, len(numbers))
 
 
-def _places(folder: Path, manifest: Manifest, reason: str) -> set[tuple[str, int]]:
+def places(folder: Path, manifest: Manifest, reason: str) -> set[tuple[str, int]]:
     """File and line of the records removed for a reason."""
     places = set()
     for file in manifest.removed_files:
@@ -267,7 +267,7 @@ def _places(folder: Path, manifest: Manifest, reason: str) -> set[tuple[str, int
     return places
 
 
-def _check_sums(folder: Path, manifest: Manifest, found: Attribution) -> None:
+def check_sums(folder: Path, manifest: Manifest, found: Attribution) -> None:
     """Compare tokens by source and by language with the manifest: a shift by one document would show."""
     lengths = read_whole_documents(folder / f"{NAME}.idx").lengths
     tokens = np.bincount(found.groups, lengths, len(found.names)).astype(np.int64)

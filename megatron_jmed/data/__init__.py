@@ -1,3 +1,1 @@
-"""tokens -> batches: what one training step reads."""
-
-import megatron_jmed.parallel  # noqa: F401  (its CPU patches come before the first import of Megatron-Core)
+"""tokens -> batches: what one training step reads. Only pretrain.py needs Megatron-Core, and only it and batch.py torch."""

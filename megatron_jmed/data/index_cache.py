@@ -11,6 +11,7 @@ the disk, and one rename of that folder makes it the cache. A cache whose files 
 that was cut short) is built anew.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -25,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from megatron_jmed.corpus.manifest import sync_folder
 from megatron_jmed.errors import CorpusError
@@ -41,6 +41,8 @@ def whole_cache(folder: Path, made_for: dict[str, Any], build: Callable[[Path], 
     `build(into)` is called on rank 0 alone, which also is the only one that looks at the disk before the cache is whole, so
     that no other node remembers (as NFS clients do) that it was not there.
     """
+    import torch  # here, so that whoever only looks for a cache does without it
+
     made_for = {"megatron_core": metadata.version("megatron-core"), **made_for}
     cache = folder / cache_key(made_for)
     is_mine = torch.distributed.get_rank() == 0
@@ -61,6 +63,24 @@ def whole_cache(folder: Path, made_for: dict[str, Any], build: Callable[[Path], 
         _raise_if_disk(error, cache)
         raise
     return cache
+
+
+def find_cache(folder: Path, made_for: dict[str, Any]) -> Path | None:
+    """The whole cache made for this; None if there is none. Builds nothing.
+
+    That of the installed Megatron-Core, else of any: the machine that asks may have another than the run, or none.
+    """
+    made_for = json.loads(json.dumps(made_for))
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        ours = folder / cache_key({"megatron_core": metadata.version("megatron-core"), **made_for})
+        if is_whole(ours):
+            return ours
+    for cache in sorted(path.parent for path in folder.glob(f"*/{LIST_NAME}") if ".partial-" not in path.parent.name):
+        if is_whole(cache):
+            listed = json.loads((cache / LIST_NAME).read_text(encoding="utf-8")).get("made_for", {})
+            if {word: value for word, value in listed.items() if word != "megatron_core"} == made_for:
+                return cache
+    return None
 
 
 def cache_key(made_for: dict[str, Any]) -> str:

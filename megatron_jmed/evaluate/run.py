@@ -75,13 +75,14 @@ def read_metrics(path: Path) -> Metrics:
     for number, line in enumerate(whole.split("\n") if whole else [], start=1):
         record = _parse_record(f"{path}:{number}", line)
         step = record["step"]
-        if "loss" in record:
+        if "loss" in record or "skipped" in record:
             abandoned = [s for s in training if s >= step], [s for s in validation if s > step]
             num_replaced += sum(map(len, abandoned))
             alarms = [alarm for alarm in alarms if alarm["step"] < step]
             for records, steps in zip((training, validation), abandoned, strict=True):
                 for old in steps:
                     del records[old]
+        if "loss" in record:
             training[step] = record
         if "valid_loss" in record:
             num_replaced += step in validation
@@ -104,8 +105,8 @@ def _parse_record(place: str, line: str) -> dict[str, Any]:
             raise ExamError(f"{place}: {key}: {record[key]!r}; expected a number")
     if "tokens" not in record:
         raise ExamError(f"{place}: tokens: missing; expected the number of tokens trained on so far")
-    if not {"loss", "valid_loss", "alarm", "save"} & set(record):
-        raise ExamError(f"{place}: neither loss nor valid_loss nor alarm nor save; expected one of them in every line")
+    if not {"loss", "valid_loss", "alarm", "save", "skipped"} & set(record):
+        raise ExamError(f"{place}: neither loss nor valid_loss nor alarm nor save nor skipped; expected one of them in every line")
     load = record.get("expert_load") or []
     if not all(isinstance(layer, list) and layer and len(layer) == len(load[0]) for layer in load):
         raise ExamError(f"{place}: expert_load: expected for every layer a list of as many shares as experts")

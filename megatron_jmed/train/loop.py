@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_jmed.config import RunConfig
 from megatron_jmed.corpus.tokens import TokenSet
-from megatron_jmed.data.pretrain import batches, blend_account, build_data
+from megatron_jmed.data.pretrain import batches, blend_account, build_data, train_batches
 from megatron_jmed.errors import TrainingError
 from megatron_jmed.exit_codes import ExitCode
 from megatron_jmed.model.build import build_data_parallel_model, whole_weights
@@ -48,17 +48,20 @@ def _train(config: RunConfig, world: World, token_sets: list[TokenSet], checkpoi
     eval_every = config.steps_of(config.budget.eval_every_tokens) if config.budget.eval_every_tokens and data.valid else 0
     guard = UpdateGuard(config.watch, from_rank_zero(monitor.history))
     stepper = Stepper(config, groups, model, optimizer, data.source_names, guard)
-    train_batches = watchdog.watched(batches(config, data.train, groups, step, config.num_steps, device()), "train")
+    micro_batches = watchdog.watched(train_batches(config, data, groups, step, device()), "train")
     actions: set[str] = set()  # what the last step's alarms ask for; rank 0 raises them, the next step tells the others
 
     while step < config.num_steps:
         lr = learning_rate(config, step)
-        numbers = stepper.train(train_batches, lr, wants_stop=bool(stop_request.reason()), wants_save="save" in actions)
+        wants_stop, wants_save = bool(stop_request.reason()), "save" in actions
+        is_skipped = config.data.is_skipped(step + 1)
+        numbers = (stepper.skip(wants_stop, wants_save) if is_skipped else
+                   stepper.train(micro_batches, lr, wants_stop, wants_save))
         step += 1
         watchdog.finish_step(step)
         is_last = step == config.num_steps
         alarms = monitor.record_step(step, lr, numbers)
-        if reason := why_end(config.watch, step, numbers.loss, numbers.grad_norm, numbers.skipped_in_a_row):
+        if not is_skipped and (reason := why_end(config.watch, step, numbers.loss, numbers.grad_norm, numbers.skipped_in_a_row)):
             saver.finish()
             raise TrainingError(f"{reason}; it is not saved. "
                                 f"Start again from {folder.latest_checkpoint() or 'the beginning'}, with a lower optim.peak_lr")

@@ -88,6 +88,8 @@ class Monitor:
         seconds = self._seconds_since_lap()
         if not self._is_writer:
             return []
+        if numbers.is_skipped:
+            return self._record_skip(step, lr)
         tokens_per_step = self._config.tokens_per_step
         rate, tflops = tokens_per_step / seconds, self._flops_a_step / seconds / self._world.size / 1e12
         record = {
@@ -122,6 +124,12 @@ class Monitor:
         self.history.append(record)
         self._screen.say(f"ALARM {alarm.name} ({alarm.action}) at step {alarm.step}: {alarm.sentence}", alarm=alarm.name)
         return alarm
+
+    def _record_skip(self, step: int, lr: float) -> list[Alarm]:
+        """A skipped step has no loss, and raises no alarm. `tokens` is where in the schedule the run is, as in every line."""
+        self._write({"step": step, "tokens": step * self._config.tokens_per_step, "lr": lr, "skipped": True})
+        self._screen.say(f"step {step}/{self._config.num_steps}  skipped (data.skip_steps)")
+        return []
 
     def record_validation(self, step: int, numbers: StepNumbers) -> None:
         """One line of metrics: the loss of every source, and of all in the blend's proportions."""
@@ -163,7 +171,8 @@ class Monitor:
         else:
             self._folder.stopped.write_text(f"{step} {reason}\n", encoding="utf-8")
         self._folder.stop.unlink(missing_ok=True)
-        print(f"done: {step * self._config.tokens_per_step:,} tokens read" if is_done else
+        tokens_read = (step - self._config.data.num_skipped(step)) * self._config.tokens_per_step
+        print(f"done: {tokens_read:,} tokens read" if is_done else
               f"stopped at step {step} ({reason}); the same command goes on from there",
               flush=True)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megatron_jmed.config import RANDOM_INIT, RunConfig, problems, raise_problems
 from megatron_jmed.corpus.tokens import TokenSet
-from megatron_jmed.data.pretrain import load_token_sets
+from megatron_jmed.data.sources import load_token_sets
 from megatron_jmed.errors import CheckpointError, ConfigError, CorpusError
 from megatron_jmed.model.precision import missing_for
 from megatron_jmed.model.transformer import transformer_config

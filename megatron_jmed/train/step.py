@@ -4,6 +4,7 @@ Legend: L layers, E experts, C sources of the blend.
 """
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,6 +38,7 @@ class StepNumbers:
     is_stop_asked: bool = False
     is_save_asked: bool = False
     skipped_in_a_row: int = 0  # updates that were not applied, this one included
+    is_skipped: bool = False  # by `data.skip_steps`: nothing was read
 
 
 class ExpertCounter:
@@ -117,6 +119,16 @@ class Stepper:
         numbers.grad_norm = grad_norm
         numbers.skipped_in_a_row = self._guard.count(is_refused)
         return numbers
+
+    def skip(self, wants_stop: bool, wants_save: bool = False) -> StepNumbers:
+        """A step that reads nothing; as after refused gradients, only Adam's count of steps goes on.
+
+        Collective over all ranks; any rank's wish to stop or to save is all ranks'.
+        """
+        numbers, _ = self._summed_over_ranks([], [wants_stop, wants_save, False])
+        skip_grads(self._optimizer)
+        return StepNumbers(loss=math.nan, loss_by_source={}, is_stop_asked=numbers.is_stop_asked,
+                           is_save_asked=numbers.is_save_asked, skipped_in_a_row=self._guard.num_skipped, is_skipped=True)
 
     @torch.no_grad()
     def validate(self, batches: Iterator[Batch], num_steps: int) -> StepNumbers:

@@ -21,7 +21,7 @@ FILE_BYTES = 500
 
 def main() -> None:
     from megatron_jmed.config import load_config
-    from megatron_jmed.data.pretrain import load_token_sets
+    from megatron_jmed.data.sources import load_token_sets
 
     folder, how, what, *changes = sys.argv[1:]
     config = load_config(what, changes)

@@ -12,7 +12,8 @@ import pytest
 
 import megatron_jmed.parallel  # noqa: F401  (the CPU patches come before Megatron-Core)
 from megatron_jmed.data.index_cache import LIST_NAME, is_whole, whole_cache
-from megatron_jmed.data.pretrain import build_data, load_token_sets
+from megatron_jmed.data.pretrain import build_data
+from megatron_jmed.data.sources import load_token_sets
 from megatron_jmed.errors import CorpusError
 
 REPO = Path(__file__).parents[2]

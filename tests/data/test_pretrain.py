@@ -11,7 +11,8 @@ import torch
 
 import megatron_jmed.parallel  # noqa: F401  (the CPU patches come before Megatron-Core)
 from megatron_jmed.corpus.tokens import TokenizeSettings, tokenize
-from megatron_jmed.data.pretrain import _RankSequences, batches, blend_account, build_data, load_token_sets
+from megatron_jmed.data.pretrain import _RankSequences, batches, blend_account, build_data, train_batches
+from megatron_jmed.data.sources import load_token_sets
 from megatron_jmed.errors import CorpusError
 
 CPU = torch.device("cpu")
@@ -70,6 +71,25 @@ def test_the_micro_batches_of_a_step_do_not_depend_on_the_number_of_ranks(ranks)
 def test_resuming_goes_on_in_the_same_order(ranks):
     for rank in range(ranks):
         assert sequences(rank, ranks, start=3) == sequences(rank, ranks)[3 * 12 // ranks :]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_skipped_steps_are_left_out_and_move_no_other(ranks):
+    for rank in range(ranks):
+        a_step = 12 // ranks
+        left = [micro for step in (0, 3, 4) for micro in sequences(rank, ranks)[step * a_step : (step + 1) * a_step]]
+        sampler = _RankSequences(0, 5, 24, 2, rank, ranks, lambda step: step in (1, 2))
+        assert list(sampler) == left and len(sampler) == len(left)
+
+
+def test_training_skips_and_validation_does_not(config_for, read, groups):
+    config = config_for(1, 1, "data.skip_steps=[1, [3, 4]]")
+    _, data, whole = read(config)
+    found = list(train_batches(config, data, groups, 0, CPU))
+    expected = [batch for number, batch in enumerate(whole) if number // (BATCH // 2) not in (0, 2, 3)]
+    assert len(found) == len(expected) == len(whole) - 3 * BATCH // 2
+    assert all(torch.equal(ours.tokens_BS, theirs.tokens_BS) for ours, theirs in zip(found, expected, strict=True))
+    assert len(list(batches(config, data.valid, groups, 0, config.budget.eval_steps, CPU))) == BATCH
 
 
 def test_resumed_batches_are_those_of_the_uninterrupted_run(config_for, read):
@@ -214,6 +234,19 @@ def test_account_equals_counting_what_was_read(steps_done, config_for, read):
     assert [source["planned_tokens"] for source in account["sources"]] == planned.tolist()
     assert account["consumed_tokens"] == steps_done * BATCH * 32 == sum(done.tolist())
     assert [source["weight"] for source in account["sources"]] == pytest.approx([2 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize("steps_done", [0, 3, 6, STEPS])
+def test_skipped_steps_are_neither_planned_nor_read(steps_done, config_for, read):
+    config = config_for(2, 1, "data.skip_steps=[2, [5, 7]]")
+    token_sets, data, found = read(config)
+    of_step = torch.cat([batch.source_B for batch in found]).view(STEPS, BATCH)
+    kept = [step for step in range(STEPS) if step + 1 not in (2, 5, 6, 7)]
+    account = blend_account(config, token_sets, data, steps_done)
+    for word, steps in (("planned_tokens", kept), ("consumed_tokens", [step for step in kept if step < steps_done])):
+        assert [source[word] for source in account["sources"]] == (of_step[steps].flatten().bincount(minlength=2) * 32).tolist()
+    assert account["total_tokens"] == len(kept) * BATCH * 32
+    assert account["consumed_tokens"] + account["skipped_tokens"] == steps_done * BATCH * 32
 
 
 def test_epochs_in_the_account_count_the_training_part_as_one(config_for, read):

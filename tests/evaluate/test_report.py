@@ -228,6 +228,15 @@ def test_the_last_record_of_a_step_wins(tmp_path: Path, samples: SimpleNamespace
     assert metrics.num_replaced == 3 and not metrics.is_cut
 
 
+def test_skipped_steps_have_no_loss_and_are_no_damage(tmp_path: Path, samples: SimpleNamespace) -> None:
+    path = tmp_path / "metrics.jsonl"
+    records = [training_record(step, 9.0) for step in (1, 2, 3)]
+    records += [{"step": 2, "tokens": 8192, "lr": 1e-4, "skipped": True}, training_record(3, 8.0)]
+    samples.write_jsonl(path, records)
+    metrics = read_metrics(path)
+    assert [(r["step"], r["loss"]) for r in metrics.training] == [(1, 9.0), (3, 8.0)] and metrics.num_replaced == 2
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

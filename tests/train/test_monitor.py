@@ -55,6 +55,18 @@ def test_a_step_is_one_line_with_all_its_numbers(open_monitor, folder):
     assert valid == {"step": 1, "tokens": 2048, "valid_loss": {"all": 2.25, "ja": 1.5, "en": 2.5}}
 
 
+def test_a_skipped_step_is_a_line_without_a_loss_and_the_terminal_says_so(open_monitor, folder, capsys):
+    monitor = open_monitor(0, "data.skip_steps=[2]")
+    monitor.record_step(1, 1e-4, numbers())
+    monitor.record_step(2, 2e-4, StepNumbers(loss=math.nan, loss_by_source={}, is_skipped=True))
+    monitor.record_step(3, 3e-4, numbers())
+    assert records(folder.metrics)[1] == {"step": 2, "tokens": 4096, "lr": 2e-4, "skipped": True}
+    assert [line["step"] for line in records(folder.metrics)] == [1, 2, 3]
+    assert "step 2/120  skipped" in capsys.readouterr().out
+    monitor.close(120, "")
+    assert f"done: {119 * 2048:,} tokens read" in capsys.readouterr().out
+
+
 def test_rates_belong_together(open_monitor, folder):
     monitor = open_monitor(0, world=World(0, 4, 0))
     monitor.record_step(1, 1e-4, numbers())

@@ -185,6 +185,19 @@ def test_same_weights_and_batches_give_the_same_numbers(build):
     assert first == second
 
 
+@pytest.mark.parametrize("wants_stop", [False, True])
+def test_a_skipped_step_changes_nothing_but_hears_a_wish_to_stop(build, wants_stop):
+    model, stepper = build()
+    batches = forever()
+    stepper.train(batches, lr=0.01, wants_stop=False)
+    before = weights(model)
+    numbers = stepper.skip(wants_stop)
+    assert numbers.is_skipped and numbers.is_stop_asked == wants_stop and math.isnan(numbers.loss)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+    _, other = build()
+    batches = forever()
+    other.train(batches, lr=0.01, wants_stop=False)
+    assert stepper.train(forever(), lr=0.01, wants_stop=False).loss == other.train(forever(), lr=0.01, wants_stop=False).loss
 # ---- updates that are not applied
 
 
