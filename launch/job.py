@@ -87,8 +87,7 @@ def _memory_problems(config: RunConfig, job: Job) -> list[str]:
         return []
     found = []
     for stage in range(config.parallel.pp):
-        memory = stage_memory(config, job.world_size, stage)
-        fixed = (memory.total - memory.activations) / GIB
+        fixed = stage_memory(config, job.world_size, stage).state / GIB
         if fixed > limit:
             found.append(f"pipeline stage {stage} needs {fixed:.1f} GiB a rank for weights, gradients and optimizer, more than "
                          f"the {limit} GiB of a GPU; raise parallel.pp={config.parallel.pp} or parallel.ep="

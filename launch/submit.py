@@ -20,6 +20,7 @@ from megatron_jmed.config import RunConfig, load_config, raise_problems
 from megatron_jmed.errors import ConfigError, run_tool
 from megatron_jmed.run_folder import RunFolder, changed_words
 from megatron_jmed.train.estimate import GIB, checkpoint_bytes, count_parameters, stage_memory
+from megatron_jmed.train.machine import BALANCED, H100
 
 
 def main() -> None:
@@ -83,13 +84,14 @@ def _plan(config: RunConfig, job: Job, changes: list[str]) -> Iterator[str]:
 
 
 def _memory_line(config: RunConfig, job: Job, stage: int) -> str:
-    memory, limit = stage_memory(config, job.world_size, stage), job.cluster.gpu_memory_gib
+    limit = job.cluster.gpu_memory_gib
+    memory = stage_memory(config, job.world_size, stage, H100 if limit else BALANCED)  # a CPU has no allocator to reserve for
     total = memory.total / GIB
     of_gpu = f" of {limit}" if limit else ""
     warning = "; MAY NOT FIT: more recompute or smaller micro-batches" if limit and total > limit else ""
     return (f"memory      stage {stage}: {total:.2f}{of_gpu} GiB a rank (weights {memory.weights / GIB:.2f}, gradients "
-            f"{memory.gradients / GIB:.2f}, optimizer {memory.optimizer / GIB:.2f}, activations about "
-            f"{memory.activations / GIB:.2f}){warning}")
+            f"{memory.gradients / GIB:.2f}, optimizer {memory.optimizer / GIB:.2f}, a step about "
+            f"{memory.peak / GIB:.2f}, reserve {memory.reserve / GIB:.2f}){warning}")
 
 
 if __name__ == "__main__":

@@ -414,6 +414,9 @@ def _expert_problems(config: RunConfig) -> list[str]:
     if model.router_topk == 0:
         found.append(f"model.router_topk=0 sends no token to any of model.num_experts={model.num_experts}; set it to at least 1, "
                      "or model.num_experts=0 for dense layers")
+    if model.router_topk == 1:
+        found.append("model.router_topk=1: the renormalised weight of one expert is always 1 and teaches its router nothing; "
+                     "use at least 2")
     if parallel.tp > 1 and not parallel.sequence_parallel:
         found.append(f"parallel.tp={parallel.tp} with experts needs parallel.sequence_parallel=true (Megatron-Core refuses "
                      "to train otherwise)")

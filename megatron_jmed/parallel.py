@@ -140,6 +140,18 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+# Dense bf16 peaks of NVIDIA's data sheets, without sparsity.
+_PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
+
+
+def peak_tflops() -> float | None:
+    """The dense bf16 peak of this rank's GPU, where it is known: what utilisation (MFU) is measured against."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for model, peak in _PEAK_TFLOPS.items() if model in name), None)
+
+
 def is_first_stage(groups: Groups) -> bool:
     return groups.pp.rank() == 0
 

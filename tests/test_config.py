@@ -140,6 +140,10 @@ def test_experts_with_tensor_parallelism_need_sequence_parallelism():
     assert "needs parallel.sequence_parallel=true" in refusal("parallel.tp=2")
 
 
+def test_one_expert_a_token_is_refused():
+    assert "teaches its router nothing; use at least 2" in refusal("model.router_topk=1")
+
+
 DENSE = ("model.num_experts=0", "model.router_topk=0", "parallel.ep=1")
 
 

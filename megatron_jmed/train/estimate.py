@@ -1,17 +1,18 @@
 """What will a run cost? Parameters, memory a rank, FLOPs, steps, epochs: arithmetic on the config, without torch.
 
 Legend: H hidden, F expert width, E experts, K experts a token, V padded vocabulary, N heads, G query groups, D head size,
-L layers. Bytes: bf16 weights 2 (fp32 4), fp32 gradients 4, and 12 for master and two moments, the last sharded over the
-data-parallel ranks (dense) or the expert-data-parallel ranks (experts). A dense layer counts as one expert that every
-token uses, without a router; a tied head is the embedding, of which a last stage of its own holds a copy. Activations
-follow Korthikanti et al. 2022 (arXiv 2205.05198) with the MoE terms of one layer written out below; they are an estimate,
-the rest is exact.
+L layers. Bytes: bf16 weights 2 (fp32 4), fp32 gradients 4, and 12 for master and two moments (8 where weights are fp32), the
+last sharded over the data-parallel ranks (dense) or the expert-data-parallel ranks (experts). A dense layer counts as one
+expert that every token uses, without a router; a tied head is the embedding, of which a last stage of its own holds a copy.
+Weights, gradients and optimizer are exact; activations come from `activations.py`; benchmarks/plan.md says how far off they are.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_jmed.config import ModelConfig, RunConfig
+from megatron_jmed.train.activations import head_bytes, layer_bytes
+from megatron_jmed.train.machine import H100, Machine
 
 GIB = 2**30
 BYTES_GRADIENT = 4
@@ -88,18 +89,34 @@ class StageMemory:
 
     stage: int
     params_on_rank: int
+    experts_on_rank: int  # of params_on_rank
     stage_params: int
     weights: float
     gradients: float
     optimizer: float
-    activations: float
+    activations: float  # kept between the passes, of all layers and micro-batches in flight
+    head: float  # final norm, logits and loss at their worst moment; on the last stage
+    rebuilt: float  # what a layer computes again before its backward pass
+    dispatcher: float  # buffers of the token dispatcher of one layer
+    layer_gradients: float  # of activations and of one weight, while a layer's backward pass runs
+    reserve: float  # what the allocator and the libraries hold beside it
+
+    @property
+    def state(self) -> float:
+        """What is there all the time, and exact: weights, gradients, optimizer."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def peak(self) -> float:
+        """The most that one step allocates; the head is done before a layer's backward pass, dispatching before its gradients."""
+        return self.activations + max(self.head, self.rebuilt + max(self.dispatcher, self.layer_gradients))
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.state + self.peak + self.reserve
 
 
-def stage_memory(config: RunConfig, world_size: int, stage: int) -> StageMemory:
+def stage_memory(config: RunConfig, world_size: int, stage: int, machine: Machine = H100) -> StageMemory:
     """The memory of one rank of pipeline stage `stage` among `world_size` ranks."""
     parallel, params = config.parallel, count_parameters(config.model, config.padded_vocab_size)
     layers = config.model.num_layers // parallel.pp
@@ -113,51 +130,60 @@ def stage_memory(config: RunConfig, world_size: int, stage: int) -> StageMemory:
         experts = layers * params.expert * params.num_experts // (parallel.ep * parallel.etp)
     else:
         dense, experts = dense + layers * params.expert // parallel.tp, 0
-    dp = world_size // (parallel.tp * parallel.pp * parallel.cp)
-    expert_dp = world_size // (parallel.ep * parallel.etp * parallel.pp)
-    bytes_weight = 4 if config.precision.compute == "fp32" else 2
-    return StageMemory(
+    copies = world_size // (parallel.tp * parallel.pp)  # context-parallel ranks share the optimizer's state too
+    expert_copies = world_size // (parallel.ep * parallel.etp * parallel.pp)
+    is_fp32 = config.precision.compute == "fp32"
+    # Transformer Engine keeps each matrix in fp8 twice, by rows and by columns, from micro-batch to micro-batch
+    attention_share = layers * params.attention_a_layer // parallel.tp
+    mlp_share = experts or layers * params.expert // parallel.tp
+    fp8_copies = 2 * (attention_share + mlp_share) if config.precision.compute == "fp8" else 0
+    layer = layer_bytes(config, config.budget.recompute, machine.imbalance)
+    memory = StageMemory(
         stage=stage,
         params_on_rank=dense + experts,
+        experts_on_rank=experts,
         stage_params=ends + norms + layers * (params.attention_a_layer + params.num_experts * (params.expert + params.router_row)),
-        weights=bytes_weight * (dense + experts),
+        weights=(4 if is_fp32 else 2) * (dense + experts) + fp8_copies,
         gradients=BYTES_GRADIENT * (dense + experts),
-        optimizer=BYTES_OPTIMIZER * (dense / dp + experts / expert_dp),
-        activations=_activation_bytes(config, stage, layers),
+        # fp32 weights are their own masters
+        optimizer=(BYTES_OPTIMIZER - 4 * is_fp32) * (dense / copies + experts / expert_copies),
+        activations=layers_in_flight(config, world_size, stage) * layer.kept,
+        head=head_bytes(config) if is_last else 0.0,
+        rebuilt=layer.rebuilt,
+        dispatcher=layer.dispatcher,
+        layer_gradients=layer.gradients,
+        reserve=0.0,
     )
+    return replace(memory, reserve=machine.reserve_gib * GIB + machine.fragmentation * memory.peak)
 
 
-def _activation_bytes(config: RunConfig, stage: int, layers: int) -> float:
-    """Activations kept on a rank, with balanced routing: what a layer keeps, times layers, times micro-batches in flight."""
-    model, parallel, budget = config.model, config.parallel, config.budget
-    bytes_value = 4 if config.precision.compute == "fp32" else 2
-    tokens = budget.micro_batch_size * budget.seq_length / parallel.cp
-    in_flight = min(parallel.pp - stage, budget.global_batch_size // budget.micro_batch_size)
-    hidden = tokens * model.hidden_size / (parallel.tp if parallel.sequence_parallel else 1)
-    if budget.recompute == "full":
-        kept = layers * hidden * bytes_value
-    else:
-        heads = tokens * model.kv_channels / parallel.tp
-        attention = heads * (2 * model.num_attention_heads + 2 * model.num_query_groups)
-        norms = 4 if budget.recompute == "selective" else 6
-        kept = layers * (norms * hidden + attention + _mlp_values(config, tokens)) * bytes_value
-    logits = 0.0
-    if stage == parallel.pp - 1:
-        # bf16 logits, their fp32 copy and its gradient inside the cross-entropy
-        logits = tokens * config.padded_vocab_size / parallel.tp * (bytes_value + 8)
-    return kept * in_flight + logits
+def layers_in_flight(config: RunConfig, world_size: int, stage: int) -> float:
+    """Layers whose activations a rank holds at the worst moment, counted once for each micro-batch.
+
+    1F1B: stage s of pp has begun pp - s micro-batches before its first backward pass. Interleaved (Narayanan et al. 2021,
+    arXiv 2104.04473): 2 (pp - s - 1) + (vpp - 1) pp + 1 chunks of a vpp-th of its layers. Never more than there are.
+    """
+    parallel, layers = config.parallel, config.model.num_layers / config.parallel.pp
+    micro_batches = num_micro_batches(config, world_size)
+    if parallel.pp == 1:
+        return layers
+    if parallel.vpp == 1:
+        return layers * min(parallel.pp - stage, micro_batches)
+    chunks = 2 * (parallel.pp - stage - 1) + (parallel.vpp - 1) * parallel.pp + 1
+    return layers / parallel.vpp * min(chunks, micro_batches * parallel.vpp)
 
 
-def _mlp_values(config: RunConfig, tokens: float) -> float:
-    """Numbers that the experts, or the MLP, of one layer keep on a rank for `tokens` tokens, beside the layer's own input."""
-    model, parallel, is_selective = config.model, config.parallel, config.budget.recompute == "selective"
-    # gate and up projection and their product
-    if not model.num_experts:
-        is_recomputed = is_selective and config.precision.backend == "te"
-        return 0.0 if is_recomputed else tokens * 3 * model.ffn_hidden_size / parallel.tp
-    routed_tokens = tokens * model.router_topk / (parallel.tp if parallel.sequence_parallel else 1)
-    # with dispatched input and expert output; selective drops the product
-    return routed_tokens * (2 * model.hidden_size + (2 if is_selective else 3) * model.ffn_hidden_size)
+def num_micro_batches(config: RunConfig, world_size: int) -> int:
+    """Micro-batches that a rank computes in one step."""
+    parallel, budget = config.parallel, config.budget
+    dp = world_size // (parallel.tp * parallel.pp * parallel.cp)
+    return max(1, budget.global_batch_size // (budget.micro_batch_size * dp))
+
+
+def worst_stage(config: RunConfig, world_size: int, machine: Machine = H100) -> StageMemory:
+    """The stage that needs the most memory: the first, with the most micro-batches in flight, or the last, with the head."""
+    stages = {0, config.parallel.pp - 1}
+    return max((stage_memory(config, world_size, stage, machine) for stage in stages), key=lambda memory: memory.total)
 
 
 def checkpoint_bytes(config: RunConfig) -> int:

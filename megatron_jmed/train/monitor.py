@@ -17,7 +17,7 @@ from typing import Any
 
 from megatron_jmed.config import RunConfig, save_config
 from megatron_jmed.corpus.manifest import code_version
-from megatron_jmed.parallel import World
+from megatron_jmed.parallel import World, peak_tflops
 from megatron_jmed.run_folder import RunFolder, write_json
 from megatron_jmed.train.alarms import Alarm, Record, check, recent
 from megatron_jmed.train.beginning import Beginning
@@ -65,6 +65,7 @@ class Monitor:
         self._config, self._world, self._folder = config, world, folder
         self._is_writer = world.rank == 0
         self.history = recent([], config.watch)  # on rank 0: what alarms are raised from
+        self._peak_tflops = peak_tflops()
         self._flops_a_step = flops_a_token(config) * config.tokens_per_step
         self.restart_clock()
         if not self._is_writer:
@@ -90,7 +91,7 @@ class Monitor:
         if numbers.is_skipped:
             return self._record_skip(step, lr)
         tokens_per_step = self._config.tokens_per_step
-        rate = tokens_per_step / seconds
+        rate, tflops = tokens_per_step / seconds, self._flops_a_step / seconds / self._world.size / 1e12
         record = {
             "step": step,
             "tokens": step * tokens_per_step,
@@ -100,9 +101,11 @@ class Monitor:
             "lr": lr,
             "step_seconds": seconds,
             "tokens_per_second": rate,
-            "tflops_per_second_per_gpu": self._flops_a_step / seconds / self._world.size / 1e12,
+            "tflops_per_second_per_gpu": tflops,
+            **({"mfu": tflops / self._peak_tflops} if self._peak_tflops else {}),
             "loss_by_source": numbers.loss_by_source,
             "expert_load": numbers.expert_load,
+            "router_z": numbers.router_z,
         } | ({"skipped_in_a_row": numbers.skipped_in_a_row} if numbers.skipped_in_a_row else {})
         self._write(record)
         self.history.append(record)
@@ -264,7 +267,7 @@ def _wait_for_wandb() -> None:
 
 
 def _flat_scalars(numbers: dict[str, Any]) -> dict[str, float]:
-    """The numbers as wandb and TensorBoard want them: no nesting, and the expert load as its worst imbalance."""
+    """The numbers as wandb and TensorBoard want them: no nesting, and of the layers the worst: imbalance, entropy, router z."""
     flat = {}
     for name, value in numbers.items():
         if isinstance(value, dict):
@@ -273,7 +276,15 @@ def _flat_scalars(numbers: dict[str, Any]) -> dict[str, float]:
             flat[name] = value
     if numbers.get("expert_load"):
         flat["expert_load_max_over_mean"] = max(max(layer) * len(layer) for layer in numbers["expert_load"])
+        flat["expert_load_entropy"] = min(map(_entropy, numbers["expert_load"]))
+    if numbers.get("router_z"):
+        flat["router_z"] = max(numbers["router_z"])
     return flat
+
+
+def _entropy(shares: list[float]) -> float:
+    """Of shares that add up to 1, as a part of the largest possible: 1 is perfect balance, 0 one expert for all."""
+    return -math.fsum(share * math.log(share) for share in shares if share > 0) / math.log(max(2, len(shares)))
 
 
 def _finite(value: Any) -> Any:

@@ -33,6 +33,7 @@ class StepNumbers:
     loss_by_source: dict[str, float]
     aux_loss: float = 0.0
     expert_load: list[list[float]] = field(default_factory=list)
+    router_z: list[float] = field(default_factory=list)
     grad_norm: float = 0.0
     is_stop_asked: bool = False
     is_save_asked: bool = False
@@ -41,17 +42,35 @@ class StepNumbers:
 
 
 class ExpertCounter:
-    """Counts the tokens that each router of this rank sends to each expert: [L, E], zeros in other stages' layers."""
+    """Counts what each router of this rank does; zeros in other stages' layers.
+
+    tokens_LE [L, E]: the tokens sent to each expert. z_L2 [L, 2]: the sum of logsumexp(logits)^2 over tokens (the z-loss of Zoph et
+    al. 2022, arXiv 2202.08906, without its coefficient: it grows before bf16 routers become unstable) and their number.
+    """
 
     def __init__(self, config: RunConfig, model: list[DistributedDataParallel]):
-        self.tokens_LE = torch.zeros(config.model.num_layers, config.model.num_experts, dtype=torch.float64, device=device())
+        num_layers = config.model.num_layers
+        self.tokens_LE = torch.zeros(num_layers, config.model.num_experts, dtype=torch.float64, device=device())
+        self.z_L2 = torch.zeros(num_layers, 2, dtype=torch.float64, device=device())
         for module in (module for chunk in model for module in chunk.modules()):
             if isinstance(module, TopKRouter):
                 module.register_forward_hook(self._count)
+                module.routing = partial(self._see_logits, module.layer_number - 1, module.routing)
 
     def _count(self, router: TopKRouter, _inputs, outputs) -> None:
         if torch.is_grad_enabled():  # not in validation, and once, not twice, where activations are recomputed
             self.tokens_LE[router.layer_number - 1] += outputs[1].sum(dim=0)
+
+    def _see_logits(self, layer: int, routing, logits: torch.Tensor, *rest, **words):
+        if torch.is_grad_enabled():
+            z_T = logits.detach().flatten(end_dim=-2).float().logsumexp(dim=-1)
+            self.z_L2[layer, 0] += z_T.square().sum()
+            self.z_L2[layer, 1] += len(z_T)
+        return routing(logits, *rest, **words)
+
+    def clear(self) -> None:
+        self.tokens_LE.zero_()
+        self.z_L2.zero_()
 
 
 class Stepper:
@@ -139,15 +158,16 @@ class Stepper:
         if results and self._groups.tp.rank() == 0:  # tensor-parallel ranks of the last stage hold copies
             by_source_C2 += torch.stack([result["by_source"] for result in results]).sum(dim=0)
         wished = torch.tensor(wishes, dtype=torch.float64, device=device())
-        parts = [by_source_C2.flatten(), _aux_loss(num_layers), self._experts.tokens_LE.flatten(), wished]
+        parts = [by_source_C2.flatten(), _aux_loss(num_layers), self._experts.tokens_LE.flatten(), self._experts.z_L2.flatten(),
+                 wished]
         summed = torch.cat(parts)
         torch.distributed.all_reduce(summed)
-        by_source, aux_L, load, wished = summed.cpu().split([part.numel() for part in parts])
-        self._experts.tokens_LE.zero_()
+        by_source, aux_L, load, z, wished = summed.cpu().split([part.numel() for part in parts])
+        self._experts.clear()
         clear_aux_losses_tracker()
         micro_batches_a_step = self._num_micro_batches * self._groups.dp.size()
         sums, counts = by_source.view(-1, 2).unbind(dim=1)
-        load_LE = load.view(num_layers, num_experts)
+        load_LE, (z_L, tokens_L) = load.view(num_layers, num_experts), z.view(num_layers, 2).unbind(dim=1)
         is_stop_asked, is_save_asked, is_refused = (wished > 0).tolist()
         numbers = StepNumbers(
             loss=float(sums.sum() / counts.sum()),
@@ -155,6 +175,7 @@ class Stepper:
                             zip(self._source_names, sums, counts, strict=True) if count > 0},
             aux_loss=float(aux_L.mean()) / micro_batches_a_step,
             expert_load=(load_LE / load_LE.sum(dim=1, keepdim=True).clamp(min=1)).tolist() if num_experts else [],
+            router_z=(z_L / tokens_L.clamp(min=1)).tolist() if num_experts else [],
             is_stop_asked=is_stop_asked,
             is_save_asked=is_save_asked,
         )

@@ -264,6 +264,7 @@ def test_expert_load_counts_every_token_once_at_every_layout(trained, step_recor
     for layout in [*LAYOUTS, *FOUR_RANKS_LAYOUTS]:
         flat = [share for layer in step_records(layout)[4]["expert_load"] for share in layer]
         assert flat == pytest.approx([share for layer in step_records("one")[4]["expert_load"] for share in layer], abs=2e-3)
+        assert step_records(layout)[4]["router_z"] == pytest.approx(step_records("one")[4]["router_z"], rel=1e-5)
 
 
 @pytest.mark.parametrize(("name", "step"), [("one", 6), ("overlap", 3), ("ep2_overlap", 6), ("tp2_pp2", 6), ("bf16", 6)])

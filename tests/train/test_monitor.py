@@ -21,7 +21,8 @@ ALONE = World(0, 1, 0)
 
 
 def numbers(loss: float = 2.0, **changes: object) -> StepNumbers:
-    words = {"loss_by_source": {"ja": loss, "en": loss + 1}, "aux_loss": 1.01, "expert_load": LOAD, "grad_norm": 0.5}
+    words = {"loss_by_source": {"ja": loss, "en": loss + 1}, "aux_loss": 1.01, "expert_load": LOAD, "grad_norm": 0.5,
+             "router_z": [3.0, 4.0]}
     return StepNumbers(loss=loss, **words | changes)
 
 
@@ -50,7 +51,7 @@ def test_a_step_is_one_line_with_all_its_numbers(open_monitor, folder):
     assert step.pop("step_seconds") > 0 and step.pop("tokens_per_second") > 0
     assert step.pop("tflops_per_second_per_gpu") > 0
     assert step == {"step": 1, "tokens": 2048, "loss": 2.0, "aux_loss": 1.01, "grad_norm": 0.5, "lr": 3e-4,
-                    "loss_by_source": {"ja": 2.0, "en": 3.0}, "expert_load": LOAD}
+                    "loss_by_source": {"ja": 2.0, "en": 3.0}, "expert_load": LOAD, "router_z": [3.0, 4.0]}
     assert valid == {"step": 1, "tokens": 2048, "valid_loss": {"all": 2.25, "ja": 1.5, "en": 2.5}}
 
 

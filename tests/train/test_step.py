@@ -121,6 +121,21 @@ def test_expert_load_is_shares_by_layer(build):
     assert all(share * 128 == pytest.approx(round(share * 128)) and 0 <= share <= 0.5 for row in load for share in row)
 
 
+def test_router_z_is_the_mean_square_of_the_logsumexp_of_the_logits(build):
+    """A router of weights 0 has logits 0 for all experts: logsumexp log E; and also where activations are recomputed."""
+    from megatron.core.transformer.moe.router import TopKRouter
+
+    for change in ("budget.recompute=none", "budget.recompute=full"):
+        model, stepper = build(change)
+        routers = [module for module in model.modules() if isinstance(module, TopKRouter)]
+        with torch.no_grad():
+            routers[0].weight.zero_()
+        numbers = stepper.train(forever(), lr=0.0, wants_stop=False)
+        num_experts = len(numbers.expert_load[0])
+        assert numbers.router_z[0] == pytest.approx(math.log(num_experts) ** 2)
+        assert numbers.router_z[1] != pytest.approx(numbers.router_z[0])
+
+
 def test_auxiliary_loss_of_a_fresh_router_is_near_balance_and_one_lazy_router_far(build):
     model, stepper = build()
     assert stepper.train(forever(), lr=0.0, wants_stop=False).aux_loss == pytest.approx(1.0, abs=0.1)
