@@ -38,6 +38,10 @@ _LEAST_LOSS_RISE = 0.02   # of the median: smaller rises are no spike, however q
 _LEAST_NORM_FACTOR = 2.0
 
 
+# Alarms that may come from what the step has read.
+BATCH_ALARMS = ("non_finite", "loss_spike", "grad_norm_spike")
+
+
 class Alarm(NamedTuple):
     """Something that a person would want to know; `action` is what the config says to do about it."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_jmed.config import RunConfig
 from megatron_jmed.corpus.tokens import TokenSet
 from megatron_jmed.data.pretrain import batches, blend_account, build_data, train_batches
+from megatron_jmed.data.replay import documents_of_step
 from megatron_jmed.errors import TrainingError
 from megatron_jmed.exit_codes import ExitCode
 from megatron_jmed.model.build import build_data_parallel_model, whole_weights
@@ -42,7 +43,7 @@ def _train(config: RunConfig, world: World, token_sets: list[TokenSet], checkpoi
     watchdog.enter("load")
     beginning = restore(config, world, checkpoint, model, optimizer, groups)
     step = beginning.step
-    monitor = Monitor(config, world, folder, beginning)
+    monitor = Monitor(config, world, folder, beginning, lambda step: documents_of_step(config, token_sets, data, step))
     saver = Saver(config, world, model, optimizer, groups, monitor,
                   lambda saved: blend_account(config, token_sets, data, saved))
     eval_every = config.steps_of(config.budget.eval_every_tokens) if config.budget.eval_every_tokens and data.valid else 0

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from megatron_jmed.config import RunConfig, save_config
 from megatron_jmed.corpus.manifest import code_version
 from megatron_jmed.parallel import World, peak_tflops
 from megatron_jmed.run_folder import RunFolder, write_json
-from megatron_jmed.train.alarms import Alarm, Record, check, recent
+from megatron_jmed.train.alarms import BATCH_ALARMS, Alarm, Record, check, recent
 from megatron_jmed.train.beginning import Beginning
 from megatron_jmed.train.estimate import flops_a_token
 from megatron_jmed.train.screen import Screen
@@ -61,9 +62,10 @@ class StopRequest:
 class Monitor:
     """Writes the numbers of each step to the run folder."""
 
-    def __init__(self, config: RunConfig, world: World, folder: RunFolder, beginning: Beginning):
+    def __init__(self, config: RunConfig, world: World, folder: RunFolder, beginning: Beginning,
+                 documents_of_step: Callable[[int], list[str]] | None = None):
         self._config, self._world, self._folder = config, world, folder
-        self._is_writer = world.rank == 0
+        self._is_writer, self._documents_of_step = world.rank == 0, documents_of_step
         self.history = recent([], config.watch)  # on rank 0: what alarms are raised from
         self._peak_tflops = peak_tflops()
         self._flops_a_step = flops_a_token(config) * config.tokens_per_step
@@ -123,7 +125,17 @@ class Monitor:
         self._write(record)
         self.history.append(record)
         self._screen.say(f"ALARM {alarm.name} ({alarm.action}) at step {alarm.step}: {alarm.sentence}", alarm=alarm.name)
+        if alarm.name in BATCH_ALARMS and self._documents_of_step:
+            self._name_documents(alarm.step)
         return alarm
+
+    def _name_documents(self, step: int) -> None:
+        """RUN/alarms/step_N.txt: the documents of the batch, those with most tokens first; the first of them are said."""
+        lines = self._documents_of_step(step)
+        path = self._folder.alarms / f"step_{step:07d}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        self._screen.say(f"  it read {len(lines)} documents ({path}): {'; '.join(lines[:3])}{'; ...' if len(lines) > 3 else ''}")
 
     def _record_skip(self, step: int, lr: float) -> list[Alarm]:
         """A skipped step has no loss, and raises no alarm. `tokens` is where in the schedule the run is, as in every line."""

@@ -54,6 +54,9 @@ def test_a_loss_that_is_not_finite_ends_a_run_or_is_passed_over_and_a_resume_is_
     ended, folder, alarms, steps = run(token_folder, "poisoned", program=POISONED)
     assert ended.returncode == ExitCode.USER_ERROR and "step 3 has loss" in ended.stderr, ended.stderr[-3000:]
     assert max(steps) == 3 and not folder.whole_checkpoints() and alarms[-1]["name"] == "non_finite"
+    read = (folder.alarms / "step_0000003.txt").read_text().splitlines()
+    assert f"it read {len(read)} documents" in ended.stdout and all(line.startswith(("texts_ja ", "texts_en ")) for line in read)
+    assert sum(int(line.split("(")[-1].split()[0]) for line in read) == 16 * 129  # 16 sequences of 128 tokens and the last label
 
     skipped, folder, alarms, whole = run(token_folder, "passed_over", *SKIPPING, program=POISONED)
     assert skipped.returncode == ExitCode.FINISHED, skipped.stderr[-3000:]

@@ -30,7 +30,7 @@ def poisoned(batches, micro_batches_a_step):
 
 if __name__ == "__main__":
     sickness = {"no_data": no_data, "poisoned": poisoned}[sys.argv.pop(1)]
-    world, healthy = read_world(), loop.batches
+    world, healthy = read_world(), loop.train_batches
     if world.rank == 1 or sickness is poisoned:
-        loop.batches = lambda *arguments: sickness(healthy(*arguments), 4 // world.size)  # of the tiny recipe
+        loop.train_batches = lambda *arguments: sickness(healthy(*arguments), 4 // world.size)  # of the tiny recipe
     run_tool(main)
