@@ -21,7 +21,7 @@ from pathlib import Path
 from megatron_jmed.run_folder import RunFolder
 
 RANK = Path(__file__).with_name("fault_rank.py")
-STEPS, SAVE_EVERY, TOKENS = 64, 4, 2048
+STEPS, SAVE_EVERY, TOKENS = 96, 4, 2048
 CONFIG = ["tiny", "model.num_layers=2", f"budget.total_tokens={STEPS * TOKENS}", f"budget.save_every_tokens={SAVE_EVERY * TOKENS}",
           "budget.eval_every_tokens=0", "watch.stall_seconds=20"]
 KINDS = ("kill one rank", "kill all ranks", "kill all ranks in a save", "SIGTERM to all ranks", "SIGUSR2 to one rank", "stop file",
@@ -99,7 +99,7 @@ def saved_step(folder: RunFolder) -> int:
 def inject(kind: str, folder: RunFolder, rng: random.Random) -> dict:
     """One attempt with one fault, until it has ended by itself; what was seen."""
     saved = saved_step(folder)
-    step = saved + rng.randint(2, SAVE_EVERY)  # relative to where the attempt begins
+    step = saved + rng.randint(SAVE_EVERY + 1, 2 * SAVE_EVERY + 2)
     environment = {"NAN_STEP": str(step - saved)} if kind.startswith("NaN") else {}
     if "newest" in kind:
         spoil(kind, folder.latest_checkpoint(), rng)
@@ -182,7 +182,7 @@ def main() -> None:
             if "newest" in kind and len(folder.whole_checkpoints()) < 2:
                 deck.insert(0, kind)
                 kind = "kill one rank"
-            if saved_step(folder) + SAVE_EVERY + 2 >= STEPS:
+            if saved_step(folder) + 2 * SAVE_EVERY + 2 >= STEPS:
                 deck.append(kind)
                 break
             found.append(inject(kind, folder, rng))

@@ -57,6 +57,18 @@ def test_upcycling_story_proves_both_folders_equal_and_trains_on(run_folder):
     assert losses["trained"][-1] < losses["dense"][-1]
 
 
+def test_rehearsal_of_a_pre_training_stops_goes_on_further_and_says_what_it_read(run_folder):
+    told = tell("03_pretrain_8x13b.sh", run_folder.parents[1])
+    work = run_folder.parents[1] / "runs/rehearsal"
+    assert "256   64             16   cost model" in told, "the plan of the real run"
+    assert "stop file); the same command goes on" in told and "budget.total_tokens: 49152 -> 81920" in told
+    lines = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 41))
+    assert [line["lr"] for line in lines if "loss" in line][-1] == pytest.approx(3e-4)
+    assert "step 10\n  sequence 0  texts_" in told and "all                                      81,920" in told
+    assert (work / "hf/config.json").exists()
+
+
 def test_the_model_has_learnt(run_folder):
     records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if "loss" in record]
