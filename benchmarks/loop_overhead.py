@@ -13,9 +13,11 @@ import time
 from pathlib import Path
 
 import torch
+from megatron.core.transformer.moe.router import TopKRouter
 
 from megatron_jmed.config import load_config
-from megatron_jmed.data.pretrain import batches, build_data, load_token_sets
+from megatron_jmed.data.pretrain import batches, build_data
+from megatron_jmed.data.sources import load_token_sets
 from megatron_jmed.model.build import build_data_parallel_model
 from megatron_jmed.parallel import device, read_world, start_groups, stop_groups
 from megatron_jmed.run_folder import RunFolder
@@ -55,6 +57,7 @@ def main() -> None:
     optimizer = build_optimizer(config, model, groups)
     stepper = Stepper(config, groups, model, optimizer, data.source_names)
     counter = stepper._experts._count
+    routers = [(module, module.routing) for chunk in model for module in chunk.modules() if isinstance(module, TopKRouter)]
     folder = RunFolder(config.run_folder)
     stop = StopRequest(folder, world)
     monitor = Monitor(config, world, folder, Beginning(0, []))
@@ -64,6 +67,8 @@ def main() -> None:
     for block in range(2 * BLOCKS + 1):
         is_ours = block % 2 == 1
         type(stepper._experts)._count = counter.__func__ if is_ours else lambda *_: None
+        for router, watched in routers:
+            router.routing = watched if is_ours else watched.args[1]
         for _ in range(STEPS_A_BLOCK):
             lr = learning_rate(config, step)
             torch.distributed.barrier()

@@ -52,6 +52,8 @@ class ExpertCounter:
         num_layers = config.model.num_layers
         self.tokens_LE = torch.zeros(num_layers, config.model.num_experts, dtype=torch.float64, device=device())
         self.z_L2 = torch.zeros(num_layers, 2, dtype=torch.float64, device=device())
+        self._tokens_of, self._z_of = list(self.tokens_LE), list(self.z_L2[:, 0])  # views: indexing takes as long as adding
+        self._num_seen = [0] * num_layers
         for module in (module for chunk in model for module in chunk.modules()):
             if isinstance(module, TopKRouter):
                 module.register_forward_hook(self._count)
@@ -59,18 +61,24 @@ class ExpertCounter:
 
     def _count(self, router: TopKRouter, _inputs, outputs) -> None:
         if torch.is_grad_enabled():  # not in validation, and once, not twice, where activations are recomputed
-            self.tokens_LE[router.layer_number - 1] += outputs[1].sum(dim=0)
+            self._tokens_of[router.layer_number - 1].add_(outputs[1].sum(dim=0))
 
     def _see_logits(self, layer: int, routing, logits: torch.Tensor, *rest, **words):
         if torch.is_grad_enabled():
-            z_T = logits.detach().flatten(end_dim=-2).float().logsumexp(dim=-1)
-            self.z_L2[layer, 0] += z_T.square().sum()
-            self.z_L2[layer, 1] += len(z_T)
+            z_T = logits.detach().float().logsumexp(dim=-1).flatten()
+            self._z_of[layer].add_(torch.dot(z_T, z_T))
+            self._num_seen[layer] += len(z_T)
         return routing(logits, *rest, **words)
+
+    def flat(self) -> list[torch.Tensor]:
+        """tokens_LE and z_L2 as vectors, for the all-reduce."""
+        self.z_L2[:, 1] = torch.tensor(self._num_seen, dtype=torch.float64)
+        return [self.tokens_LE.flatten(), self.z_L2.flatten()]
 
     def clear(self) -> None:
         self.tokens_LE.zero_()
         self.z_L2.zero_()
+        self._num_seen = [0] * len(self._num_seen)
 
 
 class Stepper:
@@ -158,8 +166,7 @@ class Stepper:
         if results and self._groups.tp.rank() == 0:  # tensor-parallel ranks of the last stage hold copies
             by_source_C2 += torch.stack([result["by_source"] for result in results]).sum(dim=0)
         wished = torch.tensor(wishes, dtype=torch.float64, device=device())
-        parts = [by_source_C2.flatten(), _aux_loss(num_layers), self._experts.tokens_LE.flatten(), self._experts.z_L2.flatten(),
-                 wished]
+        parts = [by_source_C2.flatten(), _aux_loss(num_layers), *self._experts.flat(), wished]
         summed = torch.cat(parts)
         torch.distributed.all_reduce(summed)
         by_source, aux_L, load, z, wished = summed.cpu().split([part.numel() for part in parts])
