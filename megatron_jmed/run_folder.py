@@ -118,7 +118,7 @@ def _blocks(of: ModelConfig, model: ModelConfig) -> int:
 # What makes two configs the same run. Other data would make the steps of its checkpoints mean other sequences: some would be
 # read twice, others never. The horizon may move: the order of sequences does not depend on it.
 _FIXED = ("init", "seed", "model.", "data.", "budget.seq_length", "budget.global_batch_size")
-_FREE = ("data.cache_folder", "data.num_workers", "data.skip_steps")  # of skip_steps what lies ahead: _changed_skips
+_FREE = ("data.max_epochs", "data.cache_folder", "data.num_workers", "data.skip_steps")  # of skips those ahead: _changed_skips
 
 
 def changed_words(folder: RunFolder, config: RunConfig) -> list[str]:

@@ -110,6 +110,33 @@ def test_a_begun_run_keeps_its_data(folder, refusal, change):
     assert f'init="{run.checkpoint(3)}"' in message
 
 
+def test_a_disk_without_room_for_one_checkpoint(folder, refusal, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
+    assert "the disk has 0.001 GB free, and one checkpoint needs 0.0176 GB" in refusal("tiny", ALONE)
+
+
+def test_wandb_that_could_not_be_reached(folder, refusal, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(folder / "none"))
+    message = refusal("tiny", ALONE, "log.wandb_project=jmed", "log.wandb_mode=online")
+    assert "needs WANDB_API_KEY" in message and '"offline"' in message
+
+
+def test_a_source_that_would_be_read_too_often(folder, refusal):
+    message = refusal("tiny", ALONE, "data.max_epochs=2")
+    assert "'texts_ja' would be read 4." in message and "more than data.max_epochs=2" in message
+
+
+def test_tokens_of_another_tokenizer_than_the_models(folder, refusal):
+    checkpoint = Path("imported")
+    begin_checkpoint(checkpoint)
+    finish_checkpoint(checkpoint, CheckpointState(step=0, tokens=0, model=load_config("tiny", [ALONE]).model, has_optimizer=False))
+    (checkpoint / "hf_files").mkdir()
+    (checkpoint / "hf_files/tokenizer.model").write_bytes(b"another")
+    message = refusal("tiny", ALONE, "init=imported")
+    assert "made with another tokenizer (tokenizer.model" in message and "imported/hf_files/tokenizer.model" in message
+
+
 def test_hardware_that_is_not_there(folder, refusal):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

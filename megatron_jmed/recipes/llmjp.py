@@ -45,7 +45,7 @@ def llmjp_8x13b() -> RunConfig:
         parallel=ParallelConfig(pp=4, ep=8, overlap_grad_reduce=True, overlap_param_gather=True),
         precision=PrecisionConfig(compute="bf16", backend="te"),
         optim=OptimConfig(peak_lr=3e-5, min_lr=3e-6, warmup_tokens=100 * tokens_per_step),
-        data=DataConfig(blend=sip_medical(), valid_ratio=0.001, num_workers=2),
+        data=DataConfig(blend=sip_medical(), valid_ratio=0.001, max_epochs=4, num_workers=2),
         budget=BudgetConfig(
             total_tokens=79_600_000_000,
             seq_length=4096,
@@ -79,7 +79,7 @@ def llmjp_8x1p8b() -> RunConfig:
         parallel=ParallelConfig(ep=8, overlap_grad_reduce=True, overlap_param_gather=True),
         precision=PrecisionConfig(compute="bf16", backend="te"),
         optim=OptimConfig(peak_lr=5e-5, min_lr=5e-6, warmup_tokens=100 * tokens_per_step),
-        data=DataConfig(blend=sip_medical(), valid_ratio=0.001, num_workers=2),
+        data=DataConfig(blend=sip_medical(), valid_ratio=0.001, max_epochs=4, num_workers=2),
         budget=BudgetConfig(
             total_tokens=20_000_000_000,
             seq_length=4096,

@@ -16,7 +16,7 @@ from megatron_jmed.errors import CheckpointError, ConfigError, CorpusError
 from megatron_jmed.model.precision import missing_for
 from megatron_jmed.model.transformer import transformer_config
 from megatron_jmed.run_folder import CheckpointState, RunFolder, changed_words, check_same_model, load_state
-from megatron_jmed.train.estimate import checkpoint_bytes
+from megatron_jmed.train.estimate import checkpoint_bytes, source_plans
 
 
 def check_before_start(config: RunConfig, world_size: int) -> tuple[list[TokenSet], Path | None, CheckpointState | None]:
@@ -38,7 +38,7 @@ def check_before_start(config: RunConfig, world_size: int) -> tuple[list[TokenSe
     except (CheckpointError, ConfigError) as error:
         found.append(str(error))
         error_type = type(error)
-    found += _tokenizer_problems(checkpoint, token_sets)
+    found += _tokenizer_problems(checkpoint, token_sets) + _epoch_problems(config, token_sets)
     if not problems(config, world_size):
         try:
             transformer_config(config)
@@ -69,8 +69,8 @@ def _disk_problems(config: RunConfig) -> list[str]:
     folder = Path(config.run_folder).absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free, needed = shutil.disk_usage(existing).free, checkpoint_bytes(config)
-    return [] if free >= needed else [f"run_folder={config.run_folder}: the disk has {free / 1e9:.1f} GB free, and one checkpoint "
-                                      f"needs {needed / 1e9:.1f} GB; make room, or name another disk"]
+    return [] if free >= needed else [f"run_folder={config.run_folder}: the disk has {free / 1e9:.3g} GB free, and one checkpoint "
+                                      f"needs {needed / 1e9:.3g} GB; make room, or name another disk"]
 
 
 def _wandb_problems(config: RunConfig) -> list[str]:
@@ -99,3 +99,14 @@ def _tokenizer_problems(checkpoint: Path | None, token_sets: list[TokenSet]) -> 
             found.append(f"data.blend: the token sets were made with another tokenizer ({info.file}, SHA-256 "
                          f"{info.sha256[:12]}...) than the model's ({path}, {known[:12]}...); it would read other words")
     return found
+
+
+def _epoch_problems(config: RunConfig, token_sets: list[TokenSet]) -> list[str]:
+    """Sources that the budget reads more often than `data.max_epochs`."""
+    limit, sizes = config.data.max_epochs, [token_set.num_tokens for token_set in token_sets]
+    if not limit or len(sizes) != len(config.data.blend):
+        return []
+    known = {source.name: size for source, size in zip(config.data.blend, sizes, strict=True)}
+    return [f"data.blend source {plan.name!r} would be read {plan.epochs:.2f} times, more than data.max_epochs={limit:g}; give it "
+            "a smaller weight or the run a smaller budget, or plan the blend with tools/check_blend.py"
+            for plan in source_plans(config, known) if plan.epochs and plan.epochs > limit]
