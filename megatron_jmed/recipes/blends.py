@@ -1,7 +1,8 @@
 """The blends: which token sets a recipe reads, in what proportion. A new source or mixture is a change to this file.
 
 Paths are relative to the folder a run is started in. A weight is the source's share of the samples drawn (not of its
-own tokens); `num_tokens` is a declared size, used for planning until the token set exists.
+own tokens); one of weight 0 is only validated: add general Japanese and English texts so, to see what medicine makes the
+model forget. `num_tokens` is a declared size, used for planning until the token set exists.
 """
 
 from megatron_jmed.config import SourceConfig

@@ -146,19 +146,35 @@ def run_lines(config: RunConfig, limits: Limits = Limits()) -> Iterator[str]:
     steps, tokens = config.num_steps, config.num_steps * config.tokens_per_step
     saves, kept = -(-steps // config.steps_of(config.budget.save_every_tokens)), config.budget.keep_checkpoints
     each = checkpoint_bytes(config) / 1e12
-    at_once = min(saves, kept + 1) * each  # the oldest goes when the newest is whole
+    forever, forever_words = _milestones_tb(config, each)
+    at_once = min(saves, kept + 1) * each + forever  # the oldest goes when the newest is whole
     yield f"run         {steps:,} steps of {config.tokens_per_step:,} tokens = {tokens:,} tokens"
-    line = (f"disk        {each:.4g} TB a checkpoint; {saves} saves write {saves * each:.4g} TB; {kept} kept and one being "
-            f"written: {at_once:.4g} TB")
+    line = (f"disk        {_size(each)} a checkpoint; {saves} saves write {_size(saves * each)}; {kept} kept{forever_words} and "
+            f"one being written: {_size(at_once)}")
     if limits.quota_tb is None:
         yield line
         return
-    fitting = int(limits.quota_tb / each) - 1
+    fitting = int((limits.quota_tb - forever) / each) - 1
     yield f"{line}, of a quota of {limits.quota_tb:g} TB" + ("" if at_once <= limits.quota_tb else (
         f": DOES NOT FIT, {at_once - limits.quota_tb:.4g} TB too much; "
         + (f"set budget.keep_checkpoints={fitting}" if fitting > 0 else f"two checkpoints need {2 * each:.4g} TB")))
     if saves * each <= limits.quota_tb:
         yield f"            the quota holds all {saves}: budget.keep_checkpoints={saves} loses none"
+
+
+def _milestones_tb(config: RunConfig, each: float) -> tuple[float, str]:
+    """(TB of what stays for ever beside the last checkpoints, the same in words)."""
+    budget = config.budget
+    whole, weights = (config.num_steps // config.steps_of(tokens) if tokens else 0
+                      for tokens in (budget.keep_every_tokens, budget.weights_every_tokens))
+    words = f", {whole} milestones" * bool(whole) + f", {weights} times weights alone" * bool(weights)
+    bytes_weight = 4 if config.precision.compute == "fp32" else 2
+    weights_tb = bytes_weight * count_parameters(config.model, config.padded_vocab_size).total / 1e12
+    return whole * each + weights * weights_tb, words
+
+
+def _size(tb: float) -> str:
+    return f"{tb:.4g} TB" if tb >= 1e-3 else f"{tb * 1e6:.4g} MB"
 
 
 def source_lines(config: RunConfig) -> Iterator[str]:
