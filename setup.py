@@ -14,7 +14,7 @@ except ImportError:  # an installation without build isolation; see native_core
     Pybind11Extension = None
 
 CORPUS = ["numpy", "orjson", "isal", "zstandard", "pyarrow", "sentencepiece>=0.2.2", "xxhash", "pycld2==0.42",
-          "scipy>=1.11"]
+          "scipy>=1.11", "jinja2>=3.1"]
 TRAIN = [*CORPUS, "megatron-core==0.16.1", "psutil", "safetensors", "tokenizers", "tensorboard", "wandb"]
 EVAL = ["numpy", "sentencepiece>=0.2.2", "transformers>=4.56", "safetensors", "torch>=2.6"]
 

@@ -61,7 +61,7 @@ def read_documents(source: str | Path, text_field: str = "text") -> Iterator[Doc
 
 def parse_batch(batch: RawBatch, text_field: str = "text") -> Iterator[Document | BadRecord]:
     """Turn each record of a batch into a Document or a BadRecord, in order."""
-    parse = {"jsonl": _parse_lines, "arrow": _parse_arrow, "text": _parse_text}[batch.kind]
+    parse = {"jsonl": parse_lines, "arrow": _parse_arrow, "text": _parse_text}[batch.kind]
     for offset, (record, raw) in enumerate(parse(batch.payload, text_field)):
         line = batch.first_line + offset
         if isinstance(record, dict):
@@ -74,7 +74,7 @@ def parse_batch(batch: RawBatch, text_field: str = "text") -> Iterator[Document 
             yield BadRecord(batch.file, line, record, raw())
 
 
-def _parse_lines(payload: bytes, text_field: str) -> Iterator[tuple[Any, Any]]:
+def parse_lines(payload: bytes, text_field: str) -> Iterator[tuple[Any, Any]]:
     """Yield (record, how to get its raw bytes) for each line; a string in place of a record is the reason it is bad."""
     for line in payload.removesuffix(b"\n").split(b"\n"):
         try:
@@ -103,7 +103,7 @@ def _line_problem(line: bytes) -> str:
 
 
 def _parse_arrow(payload: bytes, text_field: str) -> Iterator[tuple[Any, Any]]:
-    """Like `_parse_lines` for Parquet rows; a damaged string makes only its own row bad."""
+    """Like `parse_lines` for Parquet rows; a damaged string makes only its own row bad."""
     import pyarrow
 
     table = pyarrow.ipc.open_stream(payload).read_all()
@@ -143,7 +143,7 @@ def _json_value(value: Any) -> Any:
 
 
 def _parse_text(payload: bytes, text_field: str) -> Iterator[tuple[Any, Any]]:
-    """Like `_parse_lines` for a plain text file: the whole of it is one record."""
+    """Like `parse_lines` for a plain text file: the whole of it is one record."""
     try:
         record: Any = {text_field: payload.decode("utf-8")}
     except UnicodeDecodeError:
