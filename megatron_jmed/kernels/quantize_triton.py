@@ -61,7 +61,7 @@ def quantize_rows_reference(rows_RK: torch.Tensor) -> tuple[torch.Tensor, torch.
     groups = rows_RK.float().unflatten(1, (-1, GROUP))
     amax_RG = groups.abs().nan_to_num(0.0, torch.inf).amax(2)
     empty = amax_RG <= TINY
-    # Tensors on both sides: torch divides a number by a tensor, and on CUDA a tensor by a number, through a reciprocal, rounded twice.
+    # Tensors on both sides: torch goes through a reciprocal, and rounds twice, where one side is a number.
     most_RG = torch.full_like(amax_RG, FP8_MAX)
     inverse_RG = torch.where(empty, 1.0, most_RG / torch.where(empty, 1.0, amax_RG))
     # Clamped first: casting what is out of range gives NaN in torch 2.11 and 448 in 2.13.

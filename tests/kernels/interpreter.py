@@ -1,8 +1,9 @@
 """Triton's CPU interpreter with the roundings of the hardware, for tests alone.
 
 Triton 3.6 to 3.9 converts fp32 to fp8 wrongly in the interpreter (issue 8322; PRs 9808 and 11897 are open): ties go away from
-zero, a carry is or-ed into the exponent (126.24 becomes 64), subnormals are cut off, infinities of E5M2 are read as numbers. Here
-torch's conversions take its place, clamped first: PTX's cvt.rn.satfinite rounds to nearest even and saturates.
+zero, a carry is or-ed into the exponent (126.24 becomes 64), subnormals are cut off, infinities of E5M2 are read as numbers. And
+it cuts fp32 off to bf16 where a GPU rounds. Here torch's conversions take their place, clamped first for fp8: PTX's
+cvt.rn.satfinite rounds to nearest even and saturates.
 `tests/kernels/test_interpreter.py` compares every bf16 number; when it finds the unpatched interpreter right, remove this file.
 """
 
