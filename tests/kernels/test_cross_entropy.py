@@ -16,10 +16,11 @@ WIDTH = 9001  # more than one block of the kernel, odd
 
 
 def inputs(num_tokens, device, width=WIDTH):
-    """Logits with one huge one, targets in the first and last column among others, one token switched off."""
+    """Logits with one huge one and one late one, targets in the first and last column among others, one token switched off."""
     logits = (3 * torch.randn(num_tokens, width)).bfloat16()
     targets, weights = torch.randint(0, width, (num_tokens,)), torch.rand(num_tokens)
     logits[0, width // 2] = 300
+    logits[1, -5] = logits[1].max() + 1  # the largest so far, in the kernel's last block
     targets[0], targets[-1], weights[num_tokens // 2] = 0, width - 1, 0
     return logits.to(device), targets.to(device), weights.to(device)
 
