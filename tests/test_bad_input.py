@@ -113,7 +113,7 @@ def test_a_begun_run_keeps_its_data(folder, refusal, change):
 def test_hardware_that_is_not_there(folder, refusal):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    message = refusal("tiny", ALONE, "precision.compute=fp8", "precision.backend=te")
+    message = refusal("tiny", ALONE, "precision.compute=fp8", "precision.backend=te", "precision.fp8_wgrad=true")
     assert "needs a CUDA GPU" in message
 
 
