@@ -19,11 +19,9 @@ FP8 = ("precision.compute=fp8", "precision.bf16_first_layers=0", "precision.bf16
 BF16 = ("precision.compute=bf16",)
 RECIPES = {
     "blockwise": FP8,
-    "blockwise_wgrad": (*FP8, "precision.fp8_wgrad=true"),
-    "tensorwise": (*FP8, "precision.fp8_recipe=tensorwise"),
     "tensorwise_wgrad": (*FP8, "precision.fp8_recipe=tensorwise", "precision.fp8_wgrad=true"),
 }
-MEAN_BOUND = 0.01  # benchmarks/fp8_parity.md measures 150 steps; here 30 are compared
+MEAN_BOUND = 0.01  # benchmarks/fp8_parity.md measures 150 steps; here 20 are compared
 
 
 def micro_batches():
@@ -82,13 +80,13 @@ class Unscaled:
 
 
 def test_fp8_learns_like_bf16_and_without_scales_it_does_not(losses_of):
-    reference = losses_of(30, None, *BF16)
+    reference = losses_of(20, None, *BF16)
     assert reference[-1] < 0.8 * reference[0]  # else there would be nothing to compare
     for name, changes in RECIPES.items():
-        losses = losses_of(30, None, *changes)
+        losses = losses_of(20, None, *changes)
         assert losses != reference, f"{name} is bf16"
         assert mean_difference(losses, reference) < MEAN_BOUND, name
-    assert mean_difference(losses_of(30, lose_the_scales, *FP8), reference) > 3 * MEAN_BOUND
+    assert mean_difference(losses_of(20, lose_the_scales, *FP8), reference) > 3 * MEAN_BOUND
 
 
 def test_recomputing_activations_changes_no_number(losses_of):
