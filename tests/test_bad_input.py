@@ -140,7 +140,7 @@ def test_tokens_of_another_tokenizer_than_the_models(folder, refusal):
 def test_hardware_that_is_not_there(folder, refusal):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    message = refusal("tiny", ALONE, "precision.compute=fp8", "precision.backend=te")
+    message = refusal("tiny", ALONE, "precision.compute=fp8", "precision.backend=te", "precision.fp8_wgrad=true")
     assert "needs a CUDA GPU" in message
 
 

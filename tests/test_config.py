@@ -176,12 +176,36 @@ def test_an_action_that_an_alarm_does_not_have_is_refused():
 
 def test_fp8_without_transformer_engine_is_refused():
     message = refusal("precision.compute=fp8", "precision.backend=local", what="llmjp_8x13b")
-    assert 'needs precision.backend="te"' in message
+    assert 'needs precision.backend="te" or "jmed"' in message
+
+
+FP8 = ("precision.compute=fp8", "precision.backend=jmed")
+FP8_TE = ("precision.compute=fp8", "precision.backend=te")
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ((*FP8, "precision.fp8_recipe=delayed"), 'precision.fp8_recipe="delayed" is not built into precision.backend="jmed"'),
+    ((*FP8, "model.num_layers=2"), "bf16_first_layers + bf16_last_layers = 2 leaves none of model.num_layers=2 in fp8"),
+    ((*FP8, "precision.bf16_first_layers=4"), "= 5 leaves none of model.num_layers=4"),
+    (FP8_TE, "Transformer Engine would compute weight gradients in fp8 all the same; set precision.fp8_wgrad=true"),
+    ((*FP8_TE, "precision.fp8_recipe=delayed"), "bf16_first_layers=1, bf16_last_layers=1; set both to 0"),
+])
+def test_fp8_that_would_be_another_than_it_says_is_refused(changes, said):
+    assert said in refusal(*changes)
+
+
+@pytest.mark.parametrize("changes", [
+    FP8, (*FP8, "precision.fp8_recipe=tensorwise", "precision.fp8_wgrad=true"), (*FP8_TE, "precision.fp8_wgrad=true"),
+    (*FP8_TE, "precision.fp8_recipe=delayed", "precision.bf16_first_layers=0", "precision.bf16_last_layers=0"),
+    ("precision.compute=bf16", "precision.fp8_recipe=delayed", "precision.backend=jmed", "model.num_layers=2"),
+])
+def test_fp8_that_is_what_it_says_is_taken(changes):
+    assert load_config("tiny", list(changes)).precision.backend in ("jmed", "te")
 
 
 def test_attention_within_documents_is_refused_where_transformer_engine_would_attend_across():
     message = refusal("data.attention=document", "precision.backend=te")
-    assert 'data.attention="document" is built into precision.backend="local" only' in message
+    assert 'data.attention="document" is built into precision.backend="local" and "jmed"' in message
     assert load_config("tiny", ["data.attention=document"]).data.attention == "document"
 
 

@@ -24,6 +24,12 @@ CALLS = [
     ("models.gpt.moe_module_specs", "get_moe_module_spec", "use_te num_experts moe_grouped_gemm"),
     ("transformer.mlp", "MLPSubmodules.__init__", "linear_fc1 linear_fc2"),
     ("transformer.transformer_block", "get_num_layers_to_build", "config vp_stage pp_rank"),
+    ("transformer.transformer_layer", "get_transformer_layer_offset", "config vp_stage pp_rank"),
+    ("tensor_parallel.layers", "ColumnParallelLinear._forward_impl", "input weight"),
+    ("tensor_parallel.layers", "RowParallelLinear._forward_impl", "input weight"),
+    ("tensor_parallel.layers", "linear_with_grad_accumulation_and_async_allreduce", "bias gradient_accumulation_fusion "
+     "allreduce_dgrad sequence_parallel grad_output_buffer wgrad_deferral_limit tp_group"),
+    ("tensor_parallel.mappings", "copy_to_tensor_model_parallel_region", "input_ group"),
     ("tensor_parallel.mappings", "gather_from_sequence_parallel_region", "input_ tensor_parallel_output_grad group"),
     ("distributed", "DistributedDataParallel.__init__", "config ddp_config module disable_bucketing pg_collection"),
     ("distributed", "DistributedDataParallelConfig.__init__", "grad_reduce_in_fp32 use_distributed_optimizer "

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.module import Float16Module
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from megatron_jmed.config import RunConfig
 from megatron_jmed.cpu import on_meta_device
-from megatron_jmed.model.layers import RMSNorm, decoder_spec
+from megatron_jmed.model.layers import decoder_spec
 from megatron_jmed.model.transformer import transformer_config
 from megatron_jmed.parallel import Groups, device, is_first_stage, is_last_stage
 
@@ -26,14 +27,11 @@ def build_model(config: RunConfig, groups: Groups, chunk: int = 0) -> GPTModel:
     """
     mcore_config = transformer_config(config)
     vp_stage = chunk if config.parallel.vpp > 1 else None
-    spec = decoder_spec(config)
-    if config.precision.backend == "local":
-        # a list of layers with our own final norm: Megatron-Core's default for a plain layer spec is torch's or apex's
-        num_layers = get_num_layers_to_build(mcore_config, vp_stage, groups.pp.rank())
-        spec = TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RMSNorm)
+    first = get_transformer_layer_offset(mcore_config, vp_stage, groups.pp.rank())
+    layers = range(first, first + get_num_layers_to_build(mcore_config, vp_stage, groups.pp.rank()))
     return GPTModel(
         config=mcore_config,
-        transformer_layer_spec=spec,
+        transformer_layer_spec=decoder_spec(config, layers),
         vocab_size=config.padded_vocab_size,
         max_sequence_length=config.model.max_position_embeddings,
         pre_process=is_first_stage(groups) and chunk == 0,

@@ -2,10 +2,10 @@
 
 Legend: S sequence (under context parallelism: this rank's part of it), B micro-batch, N heads, G query groups, D head
 size, H hidden; Q and K tokens that ask and that are asked.
-Two back ends share one checkpoint: `local` (torch and the modules below, runs anywhere) and `te` (Transformer
-Engine's fused layers). Invariant: both name their parameters in a checkpoint alike (Transformer Engine's naming:
-the input norm belongs to linear_qkv; the MLP norm stands alone before experts and belongs to linear_fc1 in a dense
-layer), so a checkpoint of one loads into the other.
+Three back ends share one checkpoint: `local` (torch and the modules below, runs anywhere), `jmed` (the same, with fp8
+linear layers where precision.py says so) and `te` (Transformer Engine's fused layers). Invariant: all name their parameters
+in a checkpoint alike (Transformer Engine's naming: the input norm belongs to linear_qkv; the MLP norm stands alone before
+experts and belongs to linear_fc1 in a dense layer), so a checkpoint of one loads into another.
 """
 
 import torch
@@ -25,6 +25,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_jmed.config import RunConfig
+from megatron_jmed.model.fp8_linear import Fp8ColumnParallelLinear, Fp8Recipe, Fp8RowParallelLinear
+from megatron_jmed.model.precision import is_own_fp8_layer
 from megatron_jmed.parallel import Groups, part_of_sequence
 
 
@@ -112,23 +114,38 @@ def _attention_by_document(query_BNSD, key_BGSD, value_BGSD, document_BS: torch.
     return torch.cat(rows)
 
 
-def decoder_spec(config: RunConfig) -> TransformerBlockSubmodules | ModuleSpec:
-    """The spec of the decoder for the back end that `precision.backend` names."""
+def decoder_spec(config: RunConfig, layers: range) -> TransformerBlockSubmodules | ModuleSpec:
+    """The spec of the decoder for the back end that `precision.backend` names; `layers`: those of this chunk, the first of the
+    model being 0."""
+    num_experts = config.model.num_experts
     if config.precision.backend == "te":
-        num_experts = config.model.num_experts or None
-        return get_gpt_layer_with_transformer_engine_spec(num_experts=num_experts, moe_grouped_gemm=num_experts is not None)
-    return local_layer_spec(config.model.num_experts)
+        return get_gpt_layer_with_transformer_engine_spec(num_experts=num_experts or None, moe_grouped_gemm=num_experts > 0)
+    specs = [_local_layer_spec(num_experts, *_linear_layers(config, layer)) for layer in layers]
+    # with our own final norm: Megatron-Core's default for a plain layer spec is torch's or apex's
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
 
 
-def local_layer_spec(num_experts: int) -> ModuleSpec:
-    """One layer from torch and Megatron-Core's own linear layers; experts (0: a dense MLP) are computed one by one."""
+Linear = type | ModuleSpec
+
+
+def _linear_layers(config: RunConfig, layer: int) -> tuple[Linear, Linear]:
+    """What splits its outputs and what splits its inputs over ranks, in the precision of this layer."""
+    if not is_own_fp8_layer(config, layer):
+        return ColumnParallelLinear, RowParallelLinear
+    fp8 = Fp8Recipe(is_blockwise=config.precision.fp8_recipe == "blockwise", is_wgrad_fp8=config.precision.fp8_wgrad)
+    return (ModuleSpec(module=Fp8ColumnParallelLinear, params={"fp8": fp8}),
+            ModuleSpec(module=Fp8RowParallelLinear, params={"fp8": fp8}))
+
+
+def _local_layer_spec(num_experts: int, column: Linear, row: Linear) -> ModuleSpec:
+    """One layer from torch and the two linear layers given; experts (0: a dense MLP) are computed one by one."""
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear,
+            linear_qkv=column,
             core_attention=CausalAttention,
-            linear_proj=RowParallelLinear,
+            linear_proj=row,
             q_layernorm=IdentityOp,
             k_layernorm=IdentityOp,
         ),
@@ -143,14 +160,18 @@ def local_layer_spec(num_experts: int) -> ModuleSpec:
             self_attention=attention,
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
-            mlp=_local_mlp_spec(num_experts),
+            mlp=_local_mlp_spec(num_experts, column, row),
             mlp_bda=get_bias_dropout_add,
             sharded_state_dict_keys_map=stored_names,
         ),
     )
 
 
-def _local_mlp_spec(num_experts: int) -> ModuleSpec:
-    if num_experts:
-        return get_moe_module_spec(use_te=False, num_experts=num_experts, moe_grouped_gemm=False)
-    return ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear))
+def _local_mlp_spec(num_experts: int, column: Linear, row: Linear) -> ModuleSpec:
+    if not num_experts:
+        return ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row))
+    spec = get_moe_module_spec(use_te=False, num_experts=num_experts, moe_grouped_gemm=False)
+    # 0.16.1 asks its back end for the linear layers and then writes its own into local experts
+    experts = spec.submodules.experts.submodules
+    experts.linear_fc1, experts.linear_fc2 = column, row
+    return spec

@@ -59,12 +59,13 @@ def llmjp_8x13b() -> RunConfig:
 
 
 def llmjp_8x13b_fp8() -> RunConfig:
-    """`llmjp_8x13b` with Transformer Engine's blockwise fp8 (e4m3) in the linear layers; the rest stays bf16."""
+    """`llmjp_8x13b` with Transformer Engine's blockwise fp8 (e4m3) in the linear layers, weight gradients included; the first and
+    the last layer and all the rest stay bf16."""
     base = llmjp_8x13b()
     return base.model_copy(update={
         "name": "llmjp_8x13b_fp8",
         "run_folder": "runs/llmjp_8x13b_fp8",
-        "precision": PrecisionConfig(compute="fp8", fp8_recipe="blockwise", backend="te"),
+        "precision": PrecisionConfig(compute="fp8", fp8_recipe="blockwise", fp8_wgrad=True, backend="te"),
     })
 
 

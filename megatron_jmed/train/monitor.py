@@ -18,6 +18,7 @@ from typing import Any
 
 from megatron_jmed.config import RunConfig, save_config
 from megatron_jmed.corpus.manifest import code_version
+from megatron_jmed.model.precision import emulation_note
 from megatron_jmed.parallel import World, peak_tflops
 from megatron_jmed.run_folder import RunFolder, write_json
 from megatron_jmed.train.alarms import BATCH_ALARMS, Alarm, Record, check, recent
@@ -219,8 +220,9 @@ def _append_start(folder: RunFolder, world: World, config: RunConfig, step: int)
 
 
 def _first_line(config: RunConfig, world: World) -> str:
+    note = emulation_note(config.precision)
     return (f"{config.name}: {config.num_steps} steps of {config.tokens_per_step:,} tokens on {world.size} rank(s), "
-            f"run folder {config.run_folder}")
+            f"run folder {config.run_folder}{note and f', {note}'}")
 
 
 def _records(path: Path) -> list[Record]:

@@ -16,7 +16,8 @@ PRECISIONS = {
     "fp32_local": (["precision.compute=fp32"], 1e-3),
     "bf16_local": (["precision.compute=bf16"], 1e-2),
     "bf16_te": (["precision.compute=bf16", "precision.backend=te"], 1e-2),
-    "fp8_te": (["precision.compute=fp8", "precision.backend=te"], 1e-1),
+    "fp8_te": (["precision.compute=fp8", "precision.backend=te", "precision.fp8_wgrad=true"], 1e-1),
+    "fp8_jmed": (["precision.compute=fp8", "precision.backend=jmed"], 1e-1),
 }
 
 

@@ -1,0 +1,165 @@
+"""Does emulated fp8 train like bf16? `python benchmarks/fp8_parity.py [STEPS]` on one CPU rank; prints the tables of fp8_parity.md.
+
+The tiny MoE with all layers in fp8 reads the bytes of examples/data. Every recipe starts from the same weights and reads the
+same bytes as bf16. Measured: the difference of the loss to bf16 in the second quarter of the steps (mean), in the last fifth (mean;
+bound 1 %), and the largest of one step after the first tenth (bound 3 %), all as shares of bf16's loss. "disturbed" is bf16 whose
+weights begin about 1 in 256 away, up or down at random: what two runs that are equally right may differ by. The controls are fp8
+that is wrong on purpose; bounds that they pass would say nothing.
+"""
+
+import dataclasses
+import gzip
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+
+from megatron_jmed.config import load_config
+from megatron_jmed.parallel import World, start_groups, stop_groups
+
+MEAN_BOUND, STEP_BOUND = 0.01, 0.03
+SEEDS = (1, 2)
+ALL_FP8 = ("precision.compute=fp8", "precision.bf16_first_layers=0", "precision.bf16_last_layers=0")
+RUNS = {
+    "bf16": ("precision.compute=bf16",),
+    **{f"bf16, disturbed {number}": ("precision.compute=bf16",) for number in (1, 2, 3)},
+    "blockwise": ALL_FP8,
+    "blockwise, fp8 wgrad": (*ALL_FP8, "precision.fp8_wgrad=true"),
+    "tensorwise": (*ALL_FP8, "precision.fp8_recipe=tensorwise"),
+    "tensorwise, fp8 wgrad": (*ALL_FP8, "precision.fp8_recipe=tensorwise", "precision.fp8_wgrad=true"),
+    "control: E4M3 without scales": ALL_FP8,
+    "control: from half-way on, one layer's weight scales are doubled": ALL_FP8,
+}
+SEQUENCES, LENGTH, PEAK_LR = 8, 128, 1e-3
+
+
+def main() -> None:
+    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 150
+    print(f"{steps} steps of {SEQUENCES * LENGTH} bytes, torch {torch.__version__}\n\n{HEAD}")
+    wrong = []
+    for seed in SEEDS:
+        reference: list[float] = []
+        for name, changes in RUNS.items():
+            losses = train(name, changes, seed, steps)
+            reference = reference or losses
+            line, is_within = row(name, seed, losses, reference)
+            print(line, flush=True)
+            if is_within == name.startswith("control"):
+                wrong.append(f"{name}, seed {seed}")
+    print("\nEvery recipe is within the bounds and every control is not." if not wrong else f"\nNOT AS STATED: {wrong}")
+    sys.exit(bool(wrong))
+
+
+HEAD = ("| run | seed | last loss | second quarter | last fifth | largest of a step | within bounds |\n"
+        "|---|--:|--:|--:|--:|--:|---|")
+
+
+def row(name: str, seed: int, losses: list[float], reference: list[float]) -> tuple[str, bool]:
+    """(a line of the table, whether the run is within the bounds)."""
+    steps = len(losses)
+    fifth, difference = max(1, steps // 5), [(mine - theirs) / theirs for mine, theirs in zip(losses, reference, strict=True)]
+    early, late = statistics.fmean(difference[steps // 4:max(1, steps // 2)]), statistics.fmean(difference[-fifth:])
+    largest = max(map(abs, difference[steps // 10:]))
+    is_within = abs(late) <= MEAN_BOUND and largest <= STEP_BOUND
+    return (f"| {name} | {seed} | {statistics.fmean(losses[-fifth:]):.4f} | {early:+.2%} | {late:+.2%} | {largest:.2%} | "
+            f"{'yes' if is_within else 'no'} |"), is_within
+
+
+def train(name: str, changes: tuple[str, ...], seed: int, steps: int) -> list[float]:
+    from megatron_jmed.model.build import build_data_parallel_model
+    from megatron_jmed.train.optimizer import build_optimizer
+    from megatron_jmed.train.step import Stepper
+
+    tokens_per_step = SEQUENCES * LENGTH
+    config = load_config("tiny", [
+        "parallel.ep=1", "data.blend=[]", "model.vocab_size=256", "precision.backend=jmed", f"budget.seq_length={LENGTH}",
+        f"budget.global_batch_size={SEQUENCES}", "budget.micro_batch_size=8", f"budget.total_tokens={steps * tokens_per_step}",
+        f"optim.peak_lr={PEAK_LR}", "optim.warmup_tokens=0", *changes])
+    groups = start_groups(config.parallel, World(0, 1, 0), seed)
+    model = build_data_parallel_model(config, groups)
+    optimizer = build_optimizer(config, model, groups)
+    stepper = Stepper(config, groups, model, optimizer, ("bytes",))
+    batches = micro_batches(seed, config.budget.micro_batch_size)
+    if "disturbed" in name:
+        disturb(model[0], int(name.split()[-1]))
+        optimizer.reload_model_params()
+    fp8_layers = {name: module for name, module in model[0].named_modules() if hasattr(module, "fp8")}
+    losses = []
+    for step in range(steps):
+        if "without scales" in name and step == 0:
+            for layer in fp8_layers.values():
+                layer.fp8 = Unscaled()
+        if "doubled" in name and step == steps // 2:
+            for layer in (layer for where, layer in fp8_layers.items() if "layers.1." in where):
+                layer.fp8 = Doubled(**dataclasses.asdict(layer.fp8))
+        lr = PEAK_LR * min(1.0, (step + 1) / 20)
+        losses.append(stepper.train(batches, lr, wants_stop=False).loss)
+    stop_groups()
+    return losses
+
+
+def micro_batches(seed: int, size: int):
+    from megatron_jmed.data.batch import batch_from_sample
+    from megatron_jmed.parallel import device
+
+    content = text_bytes()
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        starts = torch.randint(len(content) - LENGTH, (size, 1), generator=generator)
+        ids = content[starts + torch.arange(LENGTH + 1)]
+        yield batch_from_sample({
+            "tokens": ids[:, :-1], "labels": ids[:, 1:], "loss_mask": torch.ones(size, LENGTH),
+            "dataset_id": torch.zeros(size, dtype=torch.int64), "position_ids": torch.arange(LENGTH).expand(size, LENGTH),
+        }, device(), 0, 1)
+
+
+def text_bytes() -> torch.Tensor:
+    data = Path(__file__).parents[1] / "examples" / "data"
+    lines = (data / "texts_ja.jsonl").read_bytes().splitlines() + gzip.decompress(
+        (data / "texts_en.jsonl.gz").read_bytes()).splitlines()
+    return torch.tensor(list("\n".join(json.loads(line)["text"] for line in lines).encode()), dtype=torch.int64)
+
+
+def disturb(model: torch.nn.Module, seed: int) -> None:
+    """Every bf16 weight up or down by 1 in 256."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            up = torch.randint(2, weight.shape, generator=generator) * 2 - 1
+            weight.copy_(weight.float() * (1 + up * 2.0**-8))
+
+
+class Unscaled:
+    """E4M3 as it is: what is below 2**-10 is lost."""
+
+    is_wgrad_fp8 = False
+
+    def tokens(self, x: torch.Tensor):
+        return x.float().clamp(-448, 448).to(torch.float8_e4m3fn), torch.ones(())
+
+    weight = tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubled:
+    """The right numbers with scales that are twice too large for the weight."""
+
+    is_blockwise: bool
+    is_wgrad_fp8: bool
+
+    def tokens(self, x: torch.Tensor):
+        from megatron_jmed.model.fp8_linear import Fp8Recipe
+
+        return Fp8Recipe(self.is_blockwise, self.is_wgrad_fp8).tokens(x)
+
+    def weight(self, weight: torch.Tensor):
+        from megatron_jmed.model.fp8_linear import Fp8Recipe
+
+        values, scales = Fp8Recipe(self.is_blockwise, self.is_wgrad_fp8).weight(weight)
+        return values, 2 * scales
+
+
+if __name__ == "__main__":
+    main()
