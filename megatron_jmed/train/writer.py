@@ -11,6 +11,7 @@ Megatron-Core 0.16.1 would spawn a manager process (a second start of torch, wit
 to the step kills it) to bring the writers' results back; here they come through an unlinked file.
 """
 
+import gc
 import io
 import os
 import pickle
@@ -67,7 +68,15 @@ class PendingSave:
         if self._request.preload_fn:
             buckets = self._request.preload_fn()
         process = get_context("fork").Process(target=_write, args=(self._request.async_fn, rank, buckets, self._answer))
-        process.start()
+        # The fork must never collect garbage: destructors of process groups or of tensors on a GPU would wait for threads that
+        # only the parent has, and crash. It is born with the collector off.
+        was_collecting = gc.isenabled()
+        gc.disable()
+        try:
+            process.start()
+        finally:
+            if was_collecting:
+                gc.enable()
         return process
 
     def is_writing(self) -> bool:
