@@ -49,6 +49,8 @@ def whole_cache(folder: Path, made_for: dict[str, Any], build: Callable[[Path], 
     partial = None
     try:
         if is_mine and not is_whole(cache):
+            print("no index cache yet: rank 0 builds it while the others wait (tools/build_index_cache.py does it ahead)",
+                  file=sys.stderr, flush=True)
             partial = _begin(cache)
         must_build = [partial is not None]
         torch.distributed.broadcast_object_list(must_build, src=0)

@@ -32,8 +32,8 @@ def swiglu_backward_reference(grad_RF: torch.Tensor, fc1_R2F: torch.Tensor,
 
 
 @jit
-def _forward(fc1, probs, plain, values, scales, R, F, BLOCK_R: tl.constexpr, GROUP: tl.constexpr,
-             PLAIN: tl.constexpr, FP8: tl.constexpr, MAX: tl.constexpr, LEAST: tl.constexpr):
+def load_tile(fc1, probs, R, F, BLOCK_R: tl.constexpr, GROUP: tl.constexpr):
+    """What both passes read of a program's rows and columns, and where they stand."""
     num_groups = tl.cdiv(F, GROUP)
     group = tl.program_id(0) % num_groups
     row = tl.program_id(0) // num_groups * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -43,33 +43,30 @@ def _forward(fc1, probs, plain, values, scales, R, F, BLOCK_R: tl.constexpr, GRO
     at_gate = row.to(tl.int64)[:, None] * (2 * F) + column[None, :]
     gate = tl.load(fc1 + at_gate, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(fc1 + F + at_gate, mask=inside, other=0.0).to(tl.float32)
-    prob = tl.load(probs + row, mask=inside_row, other=0.0).to(tl.float32)
-    result = gate * tl.sigmoid(gate) * up * prob[:, None]
-    at = row.to(tl.int64)[:, None] * F + column[None, :]
-    store_tile(result, at, inside, inside_row, group.to(tl.int64) * R + row, plain, values, scales, PLAIN, FP8, MAX, LEAST)
+    prob = tl.load(probs + row, mask=inside_row, other=0.0).to(tl.float32)[:, None]
+    at_scale = group.to(tl.int64) * R + row
+    return inside_row, inside, at_gate, row.to(tl.int64)[:, None] * F + column[None, :], at_scale, gate, up, prob
+
+
+@jit
+def _forward(fc1, probs, plain, values, scales, R, F, BLOCK_R: tl.constexpr, GROUP: tl.constexpr,
+             PLAIN: tl.constexpr, FP8: tl.constexpr, MAX: tl.constexpr, LEAST: tl.constexpr):
+    inside_row, inside, _, at, at_scale, gate, up, prob = load_tile(fc1, probs, R, F, BLOCK_R, GROUP)
+    result = gate * tl.sigmoid(gate) * up * prob
+    store_tile(result, at, inside, inside_row, at_scale, plain, values, scales, PLAIN, FP8, MAX, LEAST)
 
 
 @jit
 def _backward(grad, fc1, probs, plain, values, scales, grad_probs, R, F, BLOCK_R: tl.constexpr, GROUP: tl.constexpr,
               PLAIN: tl.constexpr, FP8: tl.constexpr, MAX: tl.constexpr, LEAST: tl.constexpr):
-    num_groups = tl.cdiv(F, GROUP)
-    group = tl.program_id(0) % num_groups
-    row = tl.program_id(0) // num_groups * BLOCK_R + tl.arange(0, BLOCK_R)
-    column = group * GROUP + tl.arange(0, GROUP)
-    inside_row = row < R
-    inside = inside_row[:, None] & (column < F)[None, :]
-    at = row.to(tl.int64)[:, None] * (2 * F) + column[None, :]
-    gate = tl.load(fc1 + at, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(fc1 + F + at, mask=inside, other=0.0).to(tl.float32)
-    given = tl.load(grad + row.to(tl.int64)[:, None] * F + column[None, :], mask=inside, other=0.0).to(tl.float32)
-    prob = tl.load(probs + row, mask=inside_row, other=0.0).to(tl.float32)[:, None]
+    inside_row, inside, at, at_given, at_scale, gate, up, prob = load_tile(fc1, probs, R, F, BLOCK_R, GROUP)
+    given = tl.load(grad + at_given, mask=inside, other=0.0).to(tl.float32)
     sigmoid = tl.sigmoid(gate)
     silu = gate * sigmoid
-    at_scale = group.to(tl.int64) * R + row
     tl.store(grad_probs + at_scale, tl.sum(given * silu * up, axis=1), mask=inside_row)
     grad_gate = given * prob * up * (sigmoid + silu * (1 - sigmoid))
     store_tile(grad_gate, at, inside, inside_row, at_scale, plain, values, scales, PLAIN, FP8, MAX, LEAST)
-    at_scale += num_groups.to(tl.int64) * R
+    at_scale += tl.cdiv(F, GROUP).to(tl.int64) * R
     store_tile(given * prob * silu, at + F, inside, inside_row, at_scale, plain, values, scales, PLAIN, FP8, MAX, LEAST)
 
 

@@ -8,10 +8,8 @@ from pathlib import Path
 
 from megatron_jmed.config import RunConfig
 from megatron_jmed.corpus.tokens import TokenSet
-from megatron_jmed.data.index_cache import find_cache
 from megatron_jmed.data.pretrain import batches, blend_account, build_data, train_batches
 from megatron_jmed.data.replay import documents_of_step
-from megatron_jmed.data.sources import index_cache_of
 from megatron_jmed.errors import TrainingError
 from megatron_jmed.exit_codes import ExitCode
 from megatron_jmed.model.build import build_data_parallel_model, whole_weights
@@ -38,8 +36,6 @@ def _train(config: RunConfig, world: World, token_sets: list[TokenSet], checkpoi
     folder = RunFolder(config.run_folder)
     stop_request = StopRequest(folder, world)
     groups = start_groups(config.parallel, world, config.seed)
-    if world.rank == 0 and find_cache(*index_cache_of(config, token_sets)) is None:
-        print("no index cache yet: rank 0 builds it while the others wait (tools/build_index_cache.py does it ahead)", flush=True)
     data = build_data(config, token_sets)
     model = build_data_parallel_model(config, groups)
     optimizer = build_optimizer(config, model, groups)

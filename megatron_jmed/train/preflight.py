@@ -3,7 +3,6 @@
 Every rank runs it on the same files, so all ranks fail together and alike.
 """
 
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -15,7 +14,7 @@ from megatron_jmed.data.sources import load_token_sets
 from megatron_jmed.errors import CheckpointError, ConfigError, CorpusError
 from megatron_jmed.model.precision import missing_for
 from megatron_jmed.model.transformer import transformer_config
-from megatron_jmed.run_folder import CheckpointState, RunFolder, changed_words, check_same_model, load_state
+from megatron_jmed.run_folder import CheckpointState, RunFolder, changed_words, check_same_model, file_sum, load_state
 from megatron_jmed.train.estimate import checkpoint_bytes, source_plans
 
 
@@ -95,7 +94,7 @@ def _tokenizer_problems(checkpoint: Path | None, token_sets: list[TokenSet]) -> 
     found = []
     for info in {token_set.tokenizer.sha256: token_set.tokenizer for token_set in token_sets}.values():
         path = checkpoint / "hf_files" / f"tokenizer{Path(info.file).suffix}" if checkpoint else None
-        if path and path.exists() and (known := hashlib.sha256(path.read_bytes()).hexdigest()) != info.sha256:
+        if path and path.exists() and (known := file_sum(path)[1]) != info.sha256:
             found.append(f"data.blend: the token sets were made with another tokenizer ({info.file}, SHA-256 "
                          f"{info.sha256[:12]}...) than the model's ({path}, {known[:12]}...); it would read other words")
     return found
