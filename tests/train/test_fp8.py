@@ -1,17 +1,13 @@
 """Training in emulated fp8: as good as bf16, repeatable, and the process's own affair: a checkpoint does not know of it."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import losses, tiny_run
 
-from megatron_jmed.config import load_config
 from megatron_jmed.data.batch import Batch
-from megatron_jmed.parallel import World
 from megatron_jmed.run_folder import RunFolder
-from megatron_jmed.train.loop import train
-from megatron_jmed.train.preflight import check_before_start
 
 SMALL = ("model.vocab_size=128", "model.num_layers=2", "budget.global_batch_size=4", "budget.micro_batch_size=2",
          "budget.seq_length=32", "precision.backend=jmed")
@@ -101,18 +97,8 @@ def test_back_end_without_fp8_is_the_local_one_to_the_bit(losses_of):
 
 
 def run(folder: Path, steps: int, *changes: str) -> RunFolder:
-    config = load_config("tiny", [
-        "parallel.ep=1", "model.num_layers=2", "budget.eval_every_tokens=0", "optim.warmup_tokens=0", "optim.schedule=constant",
-        "precision.backend=jmed", "precision.bf16_last_layers=0", f"run_folder={folder}", f"budget.total_tokens={steps * 2048}",
-        "budget.save_every_tokens=6144", *changes])
-    token_sets, checkpoint, _ = check_before_start(config, 1)
-    train(config, World(0, 1, 0), token_sets, checkpoint)
-    return RunFolder(folder)
-
-
-def losses(run_folder: RunFolder) -> list[float]:
-    lines = map(json.loads, run_folder.metrics.read_text().splitlines())
-    return [line["loss"] for line in lines if "loss" in line]
+    return tiny_run(folder, steps, "precision.backend=jmed", "precision.bf16_last_layers=0", "budget.save_every_tokens=6144",
+                    *changes)
 
 
 def first_line(said: str) -> str:

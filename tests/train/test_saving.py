@@ -9,30 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import TINY, losses, tiny_run
 
-from megatron_jmed.config import load_config
 from megatron_jmed.errors import CheckpointError
-from megatron_jmed.parallel import World
 from megatron_jmed.run_folder import FILES_NAME, RunFolder, damage, load_state
 from megatron_jmed.train import writer
-from megatron_jmed.train.loop import train
-from megatron_jmed.train.preflight import check_before_start
-
-TINY = ["tiny", "parallel.ep=1", "model.num_layers=2", "budget.eval_every_tokens=0", "optim.warmup_tokens=0",
-        "optim.schedule=constant"]
 
 
 def run(folder: Path, steps: int, *changes: str) -> RunFolder:
-    config = load_config(TINY[0], [*TINY[1:], f"run_folder={folder}", f"budget.total_tokens={steps * 2048}",
-                                   "budget.save_every_tokens=4096", *changes])
-    token_sets, checkpoint, _ = check_before_start(config, 1)
-    train(config, World(0, 1, 0), token_sets, checkpoint)
-    return RunFolder(folder)
-
-
-def losses(run_folder: RunFolder) -> list[float]:
-    lines = map(json.loads, run_folder.metrics.read_text().splitlines())
-    return [line["loss"] for line in lines if "loss" in line]
+    return tiny_run(folder, steps, "budget.save_every_tokens=4096", *changes)
 
 
 @pytest.fixture(scope="module")
