@@ -6,6 +6,7 @@ ProcessGroupCollection, which everything above passes on explicitly. On a CPU th
 """
 
 import os
+import signal
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
@@ -37,6 +38,10 @@ if not torch.cuda.is_available():
 Groups = ProcessGroupCollection
 
 _TIMEOUT = timedelta(minutes=30)
+
+
+# With these a scheduler or a person asks a job to save and end; Slurm sends them to every process of a step.
+JOB_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -140,16 +145,9 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-# Dense bf16 peaks of NVIDIA's data sheets, without sparsity.
-_PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
-
-
-def peak_tflops() -> float | None:
-    """The dense bf16 peak of this rank's GPU, where it is known: what utilisation (MFU) is measured against."""
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name()
-    return next((peak for model, peak in _PEAK_TFLOPS.items() if model in name), None)
+def gpu_name() -> str:
+    """What this rank's GPU calls itself; empty without one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
 def is_first_stage(groups: Groups) -> bool:

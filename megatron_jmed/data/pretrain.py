@@ -31,7 +31,7 @@ from megatron_jmed.data.batch_hashes import BatchHashes
 from megatron_jmed.data.blended import BlendedSequences, blend, open_sources, take_turns
 from megatron_jmed.data.index_cache import whole_cache
 from megatron_jmed.data.sources import has_mark, index_cache_of, num_sequences
-from megatron_jmed.parallel import Groups
+from megatron_jmed.parallel import JOB_SIGNALS, Groups
 from megatron_jmed.run_folder import RunFolder
 
 
@@ -173,7 +173,7 @@ def _as_batches(config: RunConfig, dataset: BlendedSequences, groups: Groups, sa
 
 def _ignore_job_signals(_worker: int) -> None:
     # Slurm sends the job's signals to every process of a step; a loader that dies of one takes the checkpoint with it.
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+    for number in JOB_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -24,7 +24,7 @@ from megatron.core.utils import unwrap_model
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_jmed.errors import CheckpointError
-from megatron_jmed.parallel import Groups
+from megatron_jmed.parallel import Groups, from_rank_zero
 from megatron_jmed.run_folder import CheckpointState
 from megatron_jmed.train.writer import PendingSave
 
@@ -32,12 +32,11 @@ from megatron_jmed.train.writer import PendingSave
 def begin_save(folder: Path, state: CheckpointState, model: list[DistributedDataParallel], optimizer: ChainedOptimizer | None,
                groups: Groups) -> PendingSave:
     """Begin to write everything a resume needs, or (without an optimizer) the weights. Collective over all ranks."""
-    name = [f"partial_{folder.name}_{uuid.uuid4().hex[:8]}"]
-    torch.distributed.broadcast_object_list(name, src=0)
+    partial = folder.with_name(from_rank_zero(f"partial_{folder.name}_{uuid.uuid4().hex[:8]}"))
     content: dict[str, Any] = {"model": _sharded_model(model, groups)}
     if optimizer:
         content["optimizer"] = _sharded_optimizer(optimizer, content["model"], groups, is_loading=False)
-    return PendingSave(folder, folder.with_name(name[0]), state, content)
+    return PendingSave(folder, partial, state, content)
 
 
 def save_checkpoint(folder: Path, state: CheckpointState, model: list[DistributedDataParallel], optimizer: ChainedOptimizer,

@@ -29,3 +29,11 @@ class Machine:
 
 H100 = Machine()
 BALANCED = Machine(imbalance=1.0, reserve_gib=0.0, fragmentation=0.0)  # only what can be counted, for comparisons
+
+# Dense bf16 peaks of NVIDIA's data sheets, without sparsity: what utilisation (MFU) is measured against.
+_PEAK_FLOPS = {"H100": H100.bf16_flops, "H200": H100.bf16_flops, "A100": 312e12}
+
+
+def peak_tflops(gpu_name: str) -> float | None:
+    """The dense bf16 peak of a GPU in TFLOP/s, by the name it gives itself; None where it is not known."""
+    return next((peak / 1e12 for model, peak in _PEAK_FLOPS.items() if model in gpu_name), None)

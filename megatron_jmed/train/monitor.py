@@ -19,15 +19,14 @@ from typing import Any
 from megatron_jmed.config import RunConfig, save_config
 from megatron_jmed.corpus.manifest import code_version
 from megatron_jmed.model.precision import emulation_note
-from megatron_jmed.parallel import World, peak_tflops
+from megatron_jmed.parallel import JOB_SIGNALS, World, gpu_name
 from megatron_jmed.run_folder import RunFolder, write_json
 from megatron_jmed.train.alarms import BATCH_ALARMS, Alarm, Record, check, recent
 from megatron_jmed.train.beginning import Beginning
 from megatron_jmed.train.estimate import flops_a_token
+from megatron_jmed.train.machine import peak_tflops
 from megatron_jmed.train.screen import Screen
 from megatron_jmed.train.step import StepNumbers
-
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class StopRequest:
@@ -36,7 +35,7 @@ class StopRequest:
     def __init__(self, folder: RunFolder, world: World):
         self._file = folder.stop if world.rank == 0 else None  # one rank asks the shared disk, and tells the others
         self._signal, self.is_alarm = "", False
-        for number in _STOP_SIGNALS:
+        for number in JOB_SIGNALS:
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, _frame) -> None:
@@ -56,7 +55,7 @@ class StopRequest:
 
     def ignore_from_now_on(self) -> None:
         """While Python shuts down it resets handlers to the deadly default; a late signal must not fail a saved run."""
-        for number in _STOP_SIGNALS:
+        for number in JOB_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 
@@ -68,7 +67,7 @@ class Monitor:
         self._config, self._world, self._folder = config, world, folder
         self._is_writer, self._documents_of_step = world.rank == 0, documents_of_step
         self.history = recent([], config.watch)  # on rank 0: what alarms are raised from
-        self._peak_tflops = peak_tflops()
+        self._peak_tflops = peak_tflops(gpu_name())
         self._flops_a_step = flops_a_token(config) * config.tokens_per_step
         self.restart_clock()
         if not self._is_writer:
