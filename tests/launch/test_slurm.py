@@ -97,7 +97,10 @@ while step < last and not asked and not (run / "stop").exists():
     print("step", step, flush=True)
 (run / f"checkpoints/step_{{step:07d}}").mkdir(parents=True)
 (run / f"checkpoints/step_{{step:07d}}/state.json").write_text("{{}}")
-(run / ("done" if step == last else "stopped")).write_text(str(step))
+if step == last:
+    (run / "done").write_text(f"{{step}}\\n")
+else:
+    (run / "stopped").write_text(f"{{step}} because somebody asked\\n")
 (run / "stop").unlink(missing_ok=True)
 """
 
