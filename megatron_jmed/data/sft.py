@@ -70,7 +70,9 @@ class ConversationRows:
         return float((self._num_tokens - 1).sum() / (self.num_sequences * self._seq_length))
 
     def build(self, num_sequences: int) -> None:
-        """Make, or open from the cache, the epochs that the first `num_sequences` rows touch."""
+        """Make, or open from the cache, the epochs that the first `num_sequences` rows touch, and all else that is kept there: who
+        reads later, writes nothing."""
+        assert len(self._weight_of) == len(self._conversations)
         for epoch in range(len(self.epochs), -(-num_sequences // self.num_sequences)):
             self.epochs.append(self._epoch(epoch))
 

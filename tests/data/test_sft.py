@@ -1,5 +1,6 @@
 """Rows of conversations: none is cut, none is lost, none sees another, and which are in row i is a matter of seed and set alone."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -74,8 +75,8 @@ def test_no_row_is_too_full_and_every_conversation_is_in_one(seed):
     assert made.num_rows <= 11 / 9 * np.ceil(sizes.sum() / 100) + 4
     order = epoch_order(made, num_tokens, 1000, seed)
     assert sorted(order.document_index) == list(range(1000, 1500))
-    begins = order.sample_index[:, 0]
-    assert all((num_tokens[order.document_index[a:b] - 1000] - 1).sum() <= 100 for a, b in zip(begins, begins[1:], strict=False))
+    rows = itertools.pairwise(order.sample_index[:, 0])
+    assert all((num_tokens[order.document_index[a:b] - 1000] - 1).sum() <= 100 for a, b in rows)
 
 
 def test_best_fit_takes_the_fullest_row_that_has_room():
@@ -161,6 +162,17 @@ def test_a_resumed_or_longer_run_reads_the_same_rows(replay, config_for, read):
         for ours, theirs in zip(found, expected, strict=True):
             assert torch.equal(ours.tokens_BS, theirs.tokens_BS) and torch.equal(ours.loss_mask_BS, theirs.loss_mask_BS)
             assert torch.equal(ours.document_BS, theirs.document_BS) and ours.mean_loss_weight == theirs.mean_loss_weight
+
+
+def test_nothing_is_written_into_a_finished_cache(config_for, read):
+    """Several ranks open one cache: what is made when it is first asked for, two of them would write at once."""
+    token_sets, data, _ = read(config_for(0.5))
+    for path in data.index_cache.iterdir():
+        path.chmod(0o444)
+    before = {path: path.stat().st_mtime_ns for path in data.index_cache.iterdir()}
+    assert "conversations0-train-weights.npy" in {path.name for path in before}
+    read(config_for(0.5))
+    assert before == {path: path.stat().st_mtime_ns for path in data.index_cache.iterdir()}
 
 
 def test_account_and_replay_say_what_was_read(config_for, read):
