@@ -166,7 +166,7 @@ def test_a_resumed_or_longer_run_reads_the_same_rows(replay, config_for, read):
 
 def test_nothing_is_written_into_a_finished_cache(config_for, read):
     """Several ranks open one cache: what is made when it is first asked for, two of them would write at once."""
-    token_sets, data, _ = read(config_for(0.5))
+    _, data, _ = read(config_for(0.5))
     for path in data.index_cache.iterdir():
         path.chmod(0o444)
     before = {path: path.stat().st_mtime_ns for path in data.index_cache.iterdir()}
