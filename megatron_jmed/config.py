@@ -83,7 +83,7 @@ class KernelsConfig(Section):
     have been measured on a Hopper GPU (benchmarks/kernels.md), but for the cache, which changes no bit."""
 
     rmsnorm: bool = False
-    swiglu: bool = Field(False, description="SwiGLU x routing probability between an expert's products, in fp8 runs with quantising")
+    swiglu: bool = Field(False, description="SwiGLU x routing probability between an expert's products; in fp8 it quantises")
     permute: bool = Field(False, description="tokens to experts and back")
     cross_entropy: bool = Field(False, description="output layer and loss without fp32 logits")
     head_chunk_tokens: int = Field(0, ge=0, description="tokens whose logits exist at a time under cross_entropy; 0: all")

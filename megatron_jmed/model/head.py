@@ -44,26 +44,29 @@ class _HeadLoss(torch.autograd.Function):
             logits = hidden_TH[part] @ weight_VH.t()
             found.append(_joined(local_statistics(logits, targets_T[part], first_id), tp_group))
         whole = Statistics(*(torch.cat(numbers) for numbers in zip(*found, strict=True)))
-        ctx.save_for_backward(hidden_TH, targets_T, *whole)
+        ctx.save_for_backward(hidden_TH, targets_T, logits if len(found) == 1 else None, *whole)
         ctx.weight, ctx.first_id, ctx.chunk_tokens, ctx.is_accumulating = weight_VH, first_id, chunk_tokens, is_accumulating
-        ctx.logits = logits if len(found) == 1 else None
         return whole.loss()
 
     @staticmethod
     def backward(ctx: Any, grad_T):
-        hidden_TH, targets_T, *whole = ctx.saved_tensors
+        hidden_TH, targets_T, kept, *whole = ctx.saved_tensors
         weight_VH, grad_hidden_TH, grad_weight = ctx.weight, torch.empty_like(hidden_TH), None
         for part in _parts(len(hidden_TH), ctx.chunk_tokens):
-            logits, ctx.logits = (hidden_TH[part] @ weight_VH.t() if ctx.logits is None else ctx.logits), None
+            logits = hidden_TH[part] @ weight_VH.t() if kept is None else kept
             statistics = Statistics(*(numbers[part] for numbers in whole))
             gradient_in_place_(logits, targets_T[part], statistics, grad_T[part].float().contiguous(), ctx.first_id)
             torch.mm(logits, weight_VH, out=grad_hidden_TH[part])
-            if ctx.is_accumulating and getattr(weight_VH, "main_grad", None) is not None:
-                grad_weight = add_to_main_grad(weight_VH, logits, hidden_TH[part])
-            else:
-                grad_part = (logits.t() @ hidden_TH[part]).float()
-                grad_weight = grad_part if grad_weight is None else grad_weight.add_(grad_part)
+            grad_weight = _add_weight_gradient(grad_weight, weight_VH, logits, hidden_TH[part], ctx.is_accumulating)
         return grad_hidden_TH, grad_weight.to(weight_VH.dtype), None, None, None, None
+
+
+def _add_weight_gradient(before, weight_VH, grad_TV, hidden_TH, is_accumulating: bool) -> torch.Tensor:
+    """`before` (None at first) and this part's; several parts are added up in fp32."""
+    if is_accumulating and getattr(weight_VH, "main_grad", None) is not None:
+        return add_to_main_grad(weight_VH, grad_TV, hidden_TH)
+    part = grad_TV.t() @ hidden_TH
+    return part if before is None else before.float().add_(part)
 
 
 def _parts(num_tokens: int, chunk_tokens: int) -> list[slice]:

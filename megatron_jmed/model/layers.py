@@ -3,9 +3,9 @@
 Legend: S sequence (under context parallelism: this rank's part of it), B micro-batch, N heads, G query groups, D head
 size, H hidden; Q and K tokens that ask and that are asked.
 Three back ends share one checkpoint: `local` (torch and the modules below, runs anywhere), `jmed` (the same, with the kernels that
-`kernels.*` names, and fp8 linear layers where precision.py says so) and `te` (Transformer Engine's fused layers). Invariant: all name their parameters
-in a checkpoint alike (Transformer Engine's naming: the input norm belongs to linear_qkv; the MLP norm stands alone before
-experts and belongs to linear_fc1 in a dense layer), so a checkpoint of one loads into another.
+`kernels.*` names, and fp8 linear layers where precision.py says so) and `te` (Transformer Engine's fused layers).
+Invariant: all name their parameters in a checkpoint alike (Transformer Engine's naming: the input norm belongs to linear_qkv;
+the MLP norm stands alone before experts and belongs to linear_fc1 in a dense layer), so a checkpoint of one loads into another.
 """
 
 import torch

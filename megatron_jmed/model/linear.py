@@ -28,7 +28,14 @@ from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel
 
 from megatron_jmed.kernels.accumulate import accumulate_
 from megatron_jmed.kernels.launch import runs_on
-from megatron_jmed.kernels.quantize import BLOCK, Quantized, dequantize, quantize_blocks_128x128, quantize_rows_1x128, quantize_tensor
+from megatron_jmed.kernels.quantize import (
+    BLOCK,
+    Quantized,
+    dequantize,
+    quantize_blocks_128x128,
+    quantize_rows_1x128,
+    quantize_tensor,
+)
 from megatron_jmed.kernels.quantize_triton import quantize_rows
 
 Operand = torch.Tensor | Quantized

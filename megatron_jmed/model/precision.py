@@ -113,5 +113,5 @@ def _older_than_hopper() -> list[str]:
 def _without_blockwise_products() -> list[str]:
     if hasattr(torch.nn.functional, "scaled_mm"):
         return []
-    return [f'precision.backend="jmed" takes fp8 products from torch.nn.functional.scaled_mm, which torch {torch.__version__} lacks; '
-            'install torch 2.11 or later, or set precision.compute="bf16"']
+    return [f'precision.backend="jmed" takes fp8 products from torch.nn.functional.scaled_mm, which torch '
+            f'{torch.__version__} lacks; install torch 2.11 or later, or set precision.compute="bf16"']

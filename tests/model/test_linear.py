@@ -29,7 +29,8 @@ def exact(quantize, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_products_are_those_of_the_quantised_operands(recipe):
-    rows, squares = (quantize_rows_1x128, quantize_blocks_128x128) if recipe.fp8 == "blockwise" else (quantize_tensor, quantize_tensor)
+    is_blockwise = recipe.fp8 == "blockwise"
+    rows, squares = (quantize_rows_1x128, quantize_blocks_128x128) if is_blockwise else (quantize_tensor, quantize_tensor)
     x, weight, grad = operands()
     y = linear(x, weight, recipe)
     grads = torch.autograd.grad(y, (x, weight), grad)
@@ -80,10 +81,14 @@ def test_what_needs_no_gradient_gets_none():
 # ---- the model that is built
 
 
+def is_fp8(module: torch.nn.Module) -> bool:
+    return bool(getattr(module, "how", Products()).fp8)
+
+
 def fp8_modules(config, groups) -> set[str]:
     from megatron_jmed.model.build import build_model
 
-    return {name for name, module in build_model(config, groups).named_modules() if getattr(module, "how", Products()).fp8}
+    return {name for name, module in build_model(config, groups).named_modules() if is_fp8(module)}
 
 
 LINEARS = {"self_attention.linear_qkv", "self_attention.linear_proj"}
@@ -119,7 +124,7 @@ def test_stages_and_chunks_count_layers_through_the_whole_model(small_config):
     for stage in range(2):
         groups = start_fake_groups(config.parallel, stage, 2)
         for chunk in range(2):
-            names = [name for name, module in build_model(config, groups, chunk).named_modules() if getattr(module, "how", Products()).fp8]
+            names = [name for name, module in build_model(config, groups, chunk).named_modules() if is_fp8(module)]
             found[stage, chunk] = {int(name.split(".")[2]) for name in names}
         stop_groups()
     # chunk c of stage s holds two layers from number 2 (2 c + s); layers 1 to 4 are fp8

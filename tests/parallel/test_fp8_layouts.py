@@ -1,7 +1,8 @@
 """Emulated fp8 at every layout: the losses and gradients of one rank, within the rounding of bf16.
 
-With all kernels switched on as without. The matrices are so wide that every layout cuts them in multiples of 128: the scales are then the same, and what is left is the
-order in which bf16 sums are rounded. A missing or doubled sum over ranks would change the gradient norm by far more.
+With all kernels switched on as without. The matrices are so wide that every layout cuts them in multiples of 128: the scales are
+then the same, and what is left is the order in which bf16 sums are rounded. A missing or doubled sum over ranks would change the
+gradient norm by far more.
 """
 
 import pytest
