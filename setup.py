@@ -18,7 +18,7 @@ CORPUS = ["numpy", "orjson", "isal", "zstandard", "pyarrow", "sentencepiece>=0.2
 TRAIN = [*CORPUS, "megatron-core==0.16.1", "psutil", "safetensors", "tokenizers", "tensorboard", "wandb"]
 # The Triton in whose interpreter the kernels are tested (a wheel of 248 MB); on a GPU torch brings its own.
 KERNELS = ["triton==3.8.0; sys_platform == 'linux'"]
-EVAL = ["numpy", "sentencepiece>=0.2.2", "transformers>=4.56", "safetensors", "torch>=2.6"]
+EVAL = [*CORPUS, "transformers>=4.56", "safetensors", "torch>=2.6"]
 
 
 def native_core() -> list:

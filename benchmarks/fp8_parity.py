@@ -17,7 +17,9 @@ from pathlib import Path
 import torch
 
 from megatron_jmed.config import load_config
-from megatron_jmed.parallel import World, start_groups, stop_groups
+from megatron_jmed.parallel import World, start_groups, stop_groups  # before Megatron-Core
+
+from megatron_jmed.model.linear import Products, forget_fp8_weights  # isort: skip
 
 MEAN_BOUND, STEP_BOUND = 0.01, 0.03
 SEEDS = (1, 2)
@@ -85,15 +87,16 @@ def train(name: str, changes: tuple[str, ...], seed: int, steps: int) -> list[fl
     if "disturbed" in name:
         disturb(model[0], int(name.split()[-1]))
         optimizer.reload_model_params()
-    fp8_layers = {name: module for name, module in model[0].named_modules() if hasattr(module, "fp8")}
+    fp8_layers = {name: module for name, module in model[0].named_modules() if getattr(module, "how", Products()).fp8}
     losses = []
     for step in range(steps):
         if "without scales" in name and step == 0:
             for layer in fp8_layers.values():
-                layer.fp8 = Unscaled()
+                layer.how = Unscaled(**dataclasses.asdict(layer.how))
         if "doubled" in name and step == steps // 2:
             for layer in (layer for where, layer in fp8_layers.items() if "layers.1." in where):
-                layer.fp8 = Doubled(**dataclasses.asdict(layer.fp8))
+                forget_fp8_weights([layer.weight])
+                layer.how = Doubled(**dataclasses.asdict(layer.how))
         lr = PEAK_LR * min(1.0, (step + 1) / 20)
         losses.append(stepper.train(batches, lr, wants_stop=False).loss)
     stop_groups()
@@ -131,34 +134,22 @@ def disturb(model: torch.nn.Module, seed: int) -> None:
             weight.copy_(weight.float() * (1 + up * 2.0**-8))
 
 
-class Unscaled:
+class Unscaled(Products):
     """E4M3 as it is: what is below 2**-10 is lost."""
-
-    is_wgrad_fp8 = False
 
     def tokens(self, x: torch.Tensor):
         return x.float().clamp(-448, 448).to(torch.float8_e4m3fn), torch.ones(())
 
-    weight = tokens
+    def weight(self, weight: torch.Tensor):
+        values, scale = self.tokens(weight)
+        return (values, scale), (values.t(), scale)
 
 
-@dataclasses.dataclass(frozen=True)
-class Doubled:
+class Doubled(Products):
     """The right numbers with scales that are twice too large for the weight."""
 
-    is_blockwise: bool
-    is_wgrad_fp8: bool
-
-    def tokens(self, x: torch.Tensor):
-        from megatron_jmed.model.fp8_linear import Fp8Recipe
-
-        return Fp8Recipe(self.is_blockwise, self.is_wgrad_fp8).tokens(x)
-
     def weight(self, weight: torch.Tensor):
-        from megatron_jmed.model.fp8_linear import Fp8Recipe
-
-        values, scales = Fp8Recipe(self.is_blockwise, self.is_wgrad_fp8).weight(weight)
-        return values, 2 * scales
+        return tuple((values, 2 * scales) for values, scales in super().weight(weight))
 
 
 if __name__ == "__main__":

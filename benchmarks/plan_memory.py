@@ -26,6 +26,10 @@ WIDE = ("model.num_layers=1", "model.hidden_size=2048", "model.num_attention_hea
         "model.kv_channels=128", "model.ffn_hidden_size=7168", "model.num_experts=2", "model.vocab_size=4096",
         "budget.seq_length=512", "budget.micro_batch_size=1", "budget.global_batch_size=1")
 FOLDED = ("parallel.tp=2", "parallel.ep=2", "parallel.sequence_parallel=true")
+KERNELS = ("precision.backend=jmed", *(f"kernels.{name}=true" for name in
+                                       ("rmsnorm", "swiglu", "permute", "cross_entropy", "wgrad_accumulation")))
+HEAD = ("model.num_layers=1", "model.vocab_size=99574", "budget.seq_length=2048", "budget.micro_batch_size=1",
+        "budget.global_batch_size=1", "model.max_position_embeddings=2048")
 OTHER = ("parallel.ep=2", "model.num_layers=6", "model.hidden_size=192", "model.num_query_groups=8", "model.ffn_hidden_size=256",
          "model.num_experts=4", "model.router_topk=3", "budget.seq_length=128", "budget.micro_batch_size=4",
          "budget.recompute=full")
@@ -43,11 +47,16 @@ CASES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("MoE bf16 DP2 none", 2, BF16),
     *((f"MoE bf16 CP2 {r}", 2, (*BF16, "parallel.cp=2", f"budget.recompute={r}")) for r in ("none", "full")),
     ("MoE bf16 PP2 VPP2 none", 2, (*BF16, "parallel.pp=2", "parallel.vpp=2")),
+    *((f"kernels: MoE bf16 {r}", 1, (*BF16, *KERNELS, f"budget.recompute={r}")) for r in ("none", "full")),
+    ("kernels: MoE bf16 EP2 none", 2, (*BF16, *KERNELS, "parallel.ep=2")),
     # not looked at while the formulas were written
     ("held out: MoE bf16 TP2 EP2 ETP1 none", 2, (*BF16, *FOLDED)),
     ("held out: MoE bf16 TP2 EP2 ETP1 full", 2, (*BF16, *FOLDED, "budget.recompute=full")),
     ("held out: MoE fp32 EP2, 6 layers, top-3 of 4, other widths, full", 2, OTHER),
     *((f"widths of 8x1.8B, 1 layer, 2 experts, bf16 {r}", 1, (*BF16, *WIDE, f"budget.recompute={r}")) for r in ("none", "full")),
+    ("kernels: widths of 8x1.8B, 1 layer, 2 experts, bf16 none", 1, (*BF16, *WIDE, *KERNELS)),
+    *((f"kernels: wide vocabulary, {name}", 1, (*BF16, *HEAD, *changes)) for name, changes in (
+        ("Megatron-Core's loss", ()), ("ours", KERNELS), ("ours in chunks", (*KERNELS, "kernels.head_chunk_tokens=256")))),
 )
 
 

@@ -75,7 +75,20 @@ class PrecisionConfig(Section):
     bf16_first_layers: int = Field(1, ge=0, description="of an fp8 run, so many layers at the start stay in bf16")
     bf16_last_layers: int = Field(1, ge=0, description="of an fp8 run, so many layers at the end stay in bf16")
     backend: Literal["local", "te", "jmed"] = Field("local", description="torch layers; Transformer Engine's; torch layers "
-                                                    "with fp8 of our own")
+                                                    "with kernels and fp8 of our own")
+
+
+class KernelsConfig(Section):
+    """Which of our kernels the back end "jmed" computes with; where there is no GPU, their torch references. All off until they
+    have been measured on a Hopper GPU (benchmarks/kernels.md), but for the cache, which changes no bit."""
+
+    rmsnorm: bool = False
+    swiglu: bool = Field(False, description="SwiGLU x routing probability between an expert's products; in fp8 it quantises")
+    permute: bool = Field(False, description="tokens to experts and back")
+    cross_entropy: bool = Field(False, description="output layer and loss without fp32 logits")
+    head_chunk_tokens: int = Field(0, ge=0, description="tokens whose logits exist at a time under cross_entropy; 0: all")
+    wgrad_accumulation: bool = Field(False, description="weight gradients added to the fp32 gradients in the product")
+    fp8_weight_cache: bool = Field(True, description="fp8 weights are kept over the micro-batches of a step")
 
 
 class OptimConfig(Section):
@@ -209,6 +222,7 @@ class RunConfig(Section):
     model: ModelConfig
     parallel: ParallelConfig = ParallelConfig()
     precision: PrecisionConfig = PrecisionConfig()
+    kernels: KernelsConfig = KernelsConfig()
     optim: OptimConfig
     data: DataConfig = DataConfig()
     budget: BudgetConfig
@@ -365,6 +379,7 @@ def _bullets(where: str, found: list[str]) -> str:
 def problems(config: RunConfig, world_size: int | None = None) -> list[str]:
     """Everything in `config` that cannot work, as sentences; with `world_size`, also what does not fit that many ranks."""
     found = _model_problems(config) + _budget_problems(config) + _data_problems(config) + _precision_problems(config)
+    found += _kernels_problems(config)
     if config.init_moments and config.init == RANDOM_INIT:
         found.append('init_moments=true needs init="CHECKPOINT" of a run; random weights have no moments')
     found += _watch_problems(config)
@@ -522,6 +537,20 @@ def _precision_problems(config: RunConfig) -> list[str]:
     elif precision.backend == "te" and is_delayed and first + last:
         found.append(f'precision.fp8_recipe="delayed" puts every layer in fp8 (Megatron-Core), and precision.'
                      f"bf16_first_layers={first}, bf16_last_layers={last}; set both to 0")
+    return found
+
+
+def _kernels_problems(config: RunConfig) -> list[str]:
+    kernels, found = config.kernels, []
+    asked = [name for name in ("rmsnorm", "swiglu", "permute", "cross_entropy", "wgrad_accumulation") if getattr(kernels, name)]
+    if asked and config.precision.backend != "jmed":
+        found += [f'kernels.{name}=true needs precision.backend="jmed", not "{config.precision.backend}"' for name in asked]
+    if kernels.head_chunk_tokens and not kernels.cross_entropy:
+        found.append(f"kernels.head_chunk_tokens={kernels.head_chunk_tokens} cuts what kernels.cross_entropy computes; set that to "
+                     "true, or this to 0")
+    if not config.model.num_experts:
+        found += [f"kernels.{name}=true without experts (model.num_experts=0); set it to false" for name in ("swiglu", "permute")
+                  if getattr(kernels, name)]
     return found
 
 

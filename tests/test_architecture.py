@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "data": {"errors", "config", "corpus", "parallel", "run_folder"},
     "train": {"errors", "exit_codes", "config", "corpus", "run_folder", "parallel", "cpu", "model", "data"},
     "convert": {"errors", "config", "corpus", "run_folder"},
-    "evaluate": {"errors"},
+    "evaluate": {"errors", "corpus"},
 }
 FORBIDDEN = {
     "native": ("torch", "megatron"),

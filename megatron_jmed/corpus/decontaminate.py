@@ -608,6 +608,7 @@ def write_report(target: Path, texts: Sequence[ExamText], action: Action) -> Non
     report = {
         "format_version": 1,
         "num_questions": len(index.question_ids),
+        "question_ids": index.question_ids,
         "not_testable": [{"question_id": text.question_id, "form": text.form} for text in index.not_testable],
         "questions": dict(sorted(questions.items())),
     }

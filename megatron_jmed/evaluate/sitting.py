@@ -1,10 +1,11 @@
 """How does a whole exam get taken, and survive an interruption?
 
-In: a Hugging Face folder, an exam folder, a few settings. Out: one scores file (`score.save_scores`).
+In: a back end's address, an exam, a few settings. Out: one scores file (`score.save_scores`).
 Invariant: a sitting that was interrupted and taken up again writes the same bytes as one that was not. Finished
 questions are appended to `<target>.partial.jsonl`, whose first line says which model, questions and settings they
 belong to; anything else is refused, and so is a scores file that already holds another sitting. The scores file is
-written last.
+written last. What is made of the answers (contamination, comparison with a base model) is computed anew each time, also
+where the exam was taken before.
 """
 
 import dataclasses
@@ -20,58 +21,119 @@ from typing import Any
 from tqdm import tqdm
 
 from megatron_jmed.errors import ExamError
-from megatron_jmed.evaluate.answer import TEMPLATE, Candidate, answer_question, load_candidate, why_not_scored
-from megatron_jmed.evaluate.exam import Question, load_exam
-from megatron_jmed.evaluate.score import FORMAT_VERSION, load_scores, save_scores, score_records
+from megatron_jmed.evaluate.answer import METHODS, Way, answer_by_generation, answer_by_likelihood, why_not_scored
+from megatron_jmed.evaluate.backend import Backend, load_backend
+from megatron_jmed.evaluate.contamination import read_flags
+from megatron_jmed.evaluate.exam import Exam, load_exam
+from megatron_jmed.evaluate.prompt import TEMPLATES, Target
+from megatron_jmed.evaluate.question import Question
+from megatron_jmed.evaluate.score import FORMAT_VERSION, compare_records, load_scores, save_scores, score_records
 
 
 @dataclass(frozen=True)
 class SittingSettings:
-    """`demos` is the folder of solved examples (default: the exam's own, outside of the questions asked)."""
+    """How an exam is put and answered.
+
+    `demos` is where solved examples come from (default: the exam's training split, else its questions that are not asked).
+    Questions in groups of `batch_size` share a batch; their numbers then agree with those of single ones to rounding.
+    `step` and `tokens` say which checkpoint of its run the model is.
+    """
 
     years: tuple[int, ...] | None = None
+    template: str = "standard"
+    way: Way = "likelihood"
+    target: Target = "choice"
     num_shots: int = 0
     demos: Path | None = None
     seed: int = 42
     limit: int | None = None
+    batch_size: int = 1
+    max_new_tokens: int = 64
+    contamination: tuple[Path, ...] = ()
+    base: Path | None = None
+    engine: str | None = None
+    model: str | None = None
+    step: int | None = None
+    tokens: int | None = None
 
 
 def take_exam(
-    hf_folder: Path | str, exam_folder: Path | str, target: Path | str, settings: SittingSettings = SittingSettings()
+    address: Path | str, exam_path: Path | str, target: Path | str, settings: SittingSettings = SittingSettings()
 ) -> dict[str, Any]:
-    """Ask every question, write the scores to `target` and return them; done already: only return them.
+    """Ask every question, write the scores to `target` and return them; done already: only score them anew.
 
-    The exam is called after the target: scores/igakuqa.json is "igakuqa" in the report.
+    `address` is a Hugging Face folder or a server. The exam is called after the target: scores/igakuqa.json is "igakuqa".
     """
     target = Path(target)
-    if target.suffix != ".json":
-        raise ExamError(f"{target}: the scores are a JSON file; give a name such as scores/igakuqa.json")
-    questions = load_exam(exam_folder, settings.years)[: settings.limit]
+    _check(target, settings)
+    exam = load_exam(exam_path, settings.years)
+    questions = exam.questions[: settings.limit]
     if not questions:
         raise ExamError(f"limit is {settings.limit}; at least 1 question must be asked")
-    pool = (
-        find_demos(load_exam(settings.demos or exam_folder), questions, settings.num_shots)
-        if settings.num_shots
-        else []
-    )
-    candidate = load_candidate(hf_folder)
-    identity = _identity(target.stem, candidate, questions, pool, settings)
+    base = load_scores(settings.base) if settings.base else None
+    flags = read_flags(settings.contamination, [q.id for q in questions]) if settings.contamination else {}
+    pool = find_demos(_demo_candidates(exam, exam_path, settings), questions, settings.num_shots) if settings.num_shots else []
+    backend = load_backend(address, settings.engine, settings.model)
+    identity = _identity(target.stem, backend, questions, pool, settings)
     if target.exists():
-        return _finished(target, identity)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial.jsonl")
+        records = _finished(target, identity)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        records = _sit(backend, questions, pool, settings, target.with_suffix(".partial.jsonl"), identity)
+    flagged = [r | {"contamination": flags[r["id"]]} if flags else r for r in records]
+    methods = METHODS[settings.way]
+    scores = identity | {k: v for k in ("step", "tokens") if (v := getattr(settings, k)) is not None}
+    scores |= score_records(flagged, methods, exam.rules)
+    if base:
+        scores["against"] = compare_records(flagged, base, methods, str(settings.base))
+    save_scores(scores | {"questions": flagged}, target)
+    target.with_suffix(".partial.jsonl").unlink(missing_ok=True)
+    return scores | {"questions": flagged}
+
+
+def _check(target: Path, settings: SittingSettings) -> None:
+    if target.suffix != ".json":
+        raise ExamError(f"{target}: the scores are a JSON file; give a name such as scores/igakuqa.json")
+    if settings.template not in TEMPLATES:
+        raise ExamError(f"template {settings.template!r}; choose from {', '.join(TEMPLATES)}")
+    if settings.batch_size < 1:
+        raise ExamError(f"batch_size is {settings.batch_size}; at least 1 question shares a batch")
+
+
+def _sit(
+    backend: Backend, questions: list[Question], pool: list[Question], settings: SittingSettings, partial: Path,
+    identity: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """The records of all questions; groups are the same whether or not the sitting was interrupted."""
+    size = settings.batch_size
     records = _resume(partial, identity)
-    with partial.open("a", encoding="utf-8") as file:
-        for question in tqdm(questions[len(records) :], initial=len(records), total=len(questions), unit="question",
-                             mininterval=0.5 if sys.stderr.isatty() else 30):
-            demos = draw_demos(pool, question, settings)
-            records.append(answer_question(candidate, question, demos))
-            file.write(json.dumps(records[-1], ensure_ascii=False) + "\n")
+    del records[len(records) // size * size :]  # a group of which not all was written is asked again
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in [identity, *records])
+        file.flush()
+        progress = tqdm(initial=len(records), total=len(questions), unit="question", mininterval=0.5 if sys.stderr.isatty() else 30)
+        for start in range(len(records), len(questions), size):
+            asked = [(q, draw_demos(pool, q, settings)) for q in questions[start : start + size]]
+            answered = _answer(backend, asked, settings)
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in answered)
             file.flush()
-    scores = identity | score_records(records) | {"questions": records}
-    save_scores(scores, target)
-    partial.unlink()
-    return scores
+            records += answered
+            progress.update(len(answered))
+        progress.close()
+    return records
+
+
+def _answer(backend: Backend, asked: list[tuple[Question, list[Question]]], settings: SittingSettings) -> list[dict[str, Any]]:
+    if settings.way == "generate":
+        return answer_by_generation(backend, asked, settings.template, settings.target, settings.max_new_tokens)
+    return answer_by_likelihood(backend, asked, settings.template, settings.target)
+
+
+def _demo_candidates(exam: Exam, exam_path: Path | str, settings: SittingSettings) -> list[Question]:
+    if settings.demos:
+        found = load_exam(settings.demos)
+        return found.training or found.questions
+    return exam.training or load_exam(exam_path).questions
 
 
 def find_demos(candidates: Sequence[Question], asked: Sequence[Question], num_shots: int) -> list[Question]:
@@ -88,7 +150,7 @@ def find_demos(candidates: Sequence[Question], asked: Sequence[Question], num_sh
 
 def _is_clear(q: Question) -> bool:
     undisputed = len(q.answers) == 1 and q.points > 0 and not q.always_correct
-    return q.kind == "single" and q.text_only and undisputed and why_not_scored(q) is None
+    return q.kind == "single" and not q.needs_image and undisputed and why_not_scored(q) is None
 
 
 def draw_demos(pool: list[Question], question: Question, settings: SittingSettings) -> list[Question]:
@@ -97,23 +159,24 @@ def draw_demos(pool: list[Question], question: Question, settings: SittingSettin
 
 
 def _identity(
-    name: str, candidate: Candidate, questions: list[Question], pool: list[Question], settings: SittingSettings
+    name: str, backend: Backend, questions: list[Question], pool: list[Question], settings: SittingSettings
 ) -> dict[str, Any]:
     """Everything that decides the records; two sittings with the same identity give the same scores."""
-    return {
+    identity = {
         "format_version": FORMAT_VERSION,
         "exam": name,
         "exam_fingerprint": _fingerprint(questions),
-        "model": {
-            "name": candidate.name,
-            "fingerprint": candidate.fingerprint,
-            "dtype": str(candidate.model.dtype).removeprefix("torch."),
-        },
-        "template": TEMPLATE,
+        "model": backend.identity,
+        "template": settings.template,
+        "template_text": TEMPLATES[settings.template].introduction + TEMPLATES[settings.template].asks,
+        "way": settings.way,
+        "target": settings.target,
         "num_shots": settings.num_shots,
         "seed": settings.seed,
         "demos_fingerprint": _fingerprint(pool),
+        "batch_size": settings.batch_size,
     }
+    return identity | ({"max_new_tokens": settings.max_new_tokens} if settings.way == "generate" else {})
 
 
 def _fingerprint(questions: list[Question]) -> str:
@@ -122,20 +185,17 @@ def _fingerprint(questions: list[Question]) -> str:
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False, default=sorted).encode()).hexdigest()
 
 
-def _finished(target: Path, identity: dict[str, Any]) -> dict[str, Any]:
+def _finished(target: Path, identity: dict[str, Any]) -> list[dict[str, Any]]:
     scores = load_scores(target)
     _check_same(target, {key: scores.get(key) for key in identity}, identity)
-    return scores
+    return [{k: v for k, v in record.items() if k != "contamination"} for record in scores["questions"]]
 
 
 def _resume(partial: Path, identity: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records of an earlier, interrupted sitting; a new file with the identity line if there was none."""
-    whole, _, cut = partial.read_text(encoding="utf-8").rpartition("\n") if partial.exists() else ("", "", "")
+    """The records of an earlier, interrupted sitting; none if there was none. What follows the last line end was never finished."""
+    whole = partial.read_text(encoding="utf-8").rpartition("\n")[0] if partial.exists() else ""
     if not whole:
-        partial.write_text(json.dumps(identity, ensure_ascii=False) + "\n", encoding="utf-8")
         return []
-    if cut:  # the process died while writing its last line
-        partial.write_text(whole + "\n", encoding="utf-8")
     try:
         header, *records = [json.loads(line) for line in whole.split("\n")]
     except json.JSONDecodeError as error:

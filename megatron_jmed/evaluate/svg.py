@@ -19,13 +19,17 @@ LEFT, RIGHT = 64, 16  # margins of a chart in pixels: numbers of the y axis; hal
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. With `banded`, a long curve is drawn as means of bins with a band from smallest to largest value."""
+    """One curve. With `banded`, a long curve is drawn as means of bins with a band from smallest to largest value.
+
+    `ends`, where given, are (low, high) of every point, drawn as upright strokes.
+    """
 
     name: str
     xs: Sequence[float]
     ys: Sequence[float | None]
     banded: bool = False
     dots: bool = False
+    ends: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -250,7 +254,7 @@ def _grid(
 
 def _panel(panel: Panel, to_x: Scale, top: float, bottom: float, width: int) -> list[str]:
     values = [y for line in panel.lines for y in line.ys if y is not None and math.isfinite(y)]
-    values += [value for value, _ in panel.marks]
+    values += [value for value, _ in panel.marks] + [end for line in panel.lines for pair in line.ends for end in pair]
     if not values:
         return [_text(LEFT, top - 8, f"{panel.label}: no finite value", bold=True)]
     low, high, is_log = _range(values, panel)
@@ -291,6 +295,8 @@ def _curve(line: Line, tint: str, to_x: Scale, to_y: Scale) -> list[str]:
     if line.banded and len(points) > NUM_BINS:
         edge = [(x, high) for x, _, _, high in bins] + [(x, low) for x, _, low, _ in reversed(bins)]
         parts.append(f'<polygon points="{_points(edge, to_x, to_y)}" fill="{tint}" opacity="0.22"/>')
+    for x, (low, high) in zip(line.xs, line.ends, strict=bool(line.ends)):
+        parts.append(_stroke(to_x(x), to_y(low), to_x(x), to_y(high), tint, 1.2))
     curve = _points([(x, mean) for x, mean, _, _ in bins], to_x, to_y)
     parts.append(f'<polyline points="{curve}" fill="none" stroke="{tint}" stroke-width="1.8" stroke-linejoin="round"/>')
     if line.dots or len(points) == 1:

@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import torch
 
-from megatron_jmed.kernels.accumulate import accumulate_
 from megatron_jmed.kernels.launch import ceil_div, jit, launch, runs_on, tl
 
 BLOCK_V = 8192
@@ -119,23 +118,3 @@ def gradient_in_place_(logits_TV: torch.Tensor, targets_T: torch.Tensor, whole: 
     launch(_gradient, num_tokens * ceil_div(width, BLOCK_V), logits_TV, targets_T, whole.max_T, whole.sum_T, weights_T,
            width, first_id, BLOCK_V=BLOCK_V, num_warps=16)
     return logits_TV
-
-
-def head_cross_entropy(hidden_TH: torch.Tensor, weight_VH: torch.Tensor, targets_T: torch.Tensor, weights_T: torch.Tensor,
-                       main_grad_VH: torch.Tensor, chunk_tokens: int, first_id: int = 0,
-                       join: Callable[[Statistics], Statistics] = lambda local: local) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss_T in fp32, this rank's gradient of hidden_TH) with the head's GEMM inside; main_grad_VH (fp32) grows by the head's.
-
-    Logits of `chunk_tokens` tokens exist at a time. `join` all-reduces the statistics where the vocabulary is split; the
-    gradient of hidden must then be summed over the same ranks by the caller.
-    """
-    losses, grad_hidden_TH = [], torch.empty_like(hidden_TH)
-    for start in range(0, len(hidden_TH), chunk_tokens):
-        part = slice(start, start + chunk_tokens)
-        logits = hidden_TH[part] @ weight_VH.t()
-        whole = join(local_statistics(logits, targets_T[part], first_id))
-        losses.append(whole.loss())
-        gradient_in_place_(logits, targets_T[part], whole, weights_T[part], first_id)
-        torch.mm(logits, weight_VH, out=grad_hidden_TH[part])
-        accumulate_(main_grad_VH, logits, hidden_TH[part])
-    return torch.cat(losses) if losses else hidden_TH.new_zeros(0, dtype=torch.float32), grad_hidden_TH

@@ -12,11 +12,25 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from megatron_jmed.config import RunConfig
+from megatron_jmed.config import KernelsConfig, RunConfig
 from megatron_jmed.cpu import on_meta_device
+from megatron_jmed.model.head import head_losses
 from megatron_jmed.model.layers import decoder_spec
 from megatron_jmed.model.transformer import transformer_config
 from megatron_jmed.parallel import Groups, device, is_first_stage, is_last_stage
+
+
+class FusedHeadModel(GPTModel):
+    """GPTModel whose output layer and loss are one function (head.py) wherever labels are given."""
+
+    kernels: KernelsConfig
+
+    def _postprocess(self, hidden_states, *arguments, labels=None, **words):
+        if labels is None or not self.post_process:
+            return super()._postprocess(hidden_states, *arguments, labels=labels, **words)
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        return head_losses(self.output_layer, hidden_states, labels, weight, self.kernels.head_chunk_tokens,
+                           self.kernels.wgrad_accumulation)
 
 
 def build_model(config: RunConfig, groups: Groups, chunk: int = 0) -> GPTModel:
@@ -29,9 +43,10 @@ def build_model(config: RunConfig, groups: Groups, chunk: int = 0) -> GPTModel:
     vp_stage = chunk if config.parallel.vpp > 1 else None
     first = get_transformer_layer_offset(mcore_config, vp_stage, groups.pp.rank())
     layers = range(first, first + get_num_layers_to_build(mcore_config, vp_stage, groups.pp.rank()))
-    return GPTModel(
+    network = FusedHeadModel if config.kernels.cross_entropy else GPTModel
+    model = network(
         config=mcore_config,
-        transformer_layer_spec=decoder_spec(config, layers),
+        transformer_layer_spec=decoder_spec(config, groups, layers),
         vocab_size=config.padded_vocab_size,
         max_sequence_length=config.model.max_position_embeddings,
         pre_process=is_first_stage(groups) and chunk == 0,
@@ -42,6 +57,9 @@ def build_model(config: RunConfig, groups: Groups, chunk: int = 0) -> GPTModel:
         pg_collection=groups,
         vp_stage=vp_stage,
     )
+    if config.kernels.cross_entropy:
+        model.kernels = config.kernels
+    return model
 
 
 def build_meta_model(config: RunConfig, groups: Groups, chunk: int = 0) -> GPTModel:
@@ -49,6 +67,7 @@ def build_meta_model(config: RunConfig, groups: Groups, chunk: int = 0) -> GPTMo
     have the same parameters but cannot be built without a GPU."""
     shapes_only = config.model_copy(update={
         "precision": config.precision.model_copy(update={"compute": "bf16", "backend": "local"}),
+        "kernels": KernelsConfig(),
         "model": config.model.model_copy(update={"mcore": {**config.model.mcore, "perform_initialization": False}}),
     })
     with on_meta_device():

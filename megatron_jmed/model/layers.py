@@ -2,10 +2,10 @@
 
 Legend: S sequence (under context parallelism: this rank's part of it), B micro-batch, N heads, G query groups, D head
 size, H hidden; Q and K tokens that ask and that are asked.
-Three back ends share one checkpoint: `local` (torch and the modules below, runs anywhere), `jmed` (the same, with fp8
-linear layers where precision.py says so) and `te` (Transformer Engine's fused layers). Invariant: all name their parameters
-in a checkpoint alike (Transformer Engine's naming: the input norm belongs to linear_qkv; the MLP norm stands alone before
-experts and belongs to linear_fc1 in a dense layer), so a checkpoint of one loads into another.
+Three back ends share one checkpoint: `local` (torch and the modules below, runs anywhere), `jmed` (the same, with the kernels that
+`kernels.*` names, and fp8 linear layers where precision.py says so) and `te` (Transformer Engine's fused layers).
+Invariant: all name their parameters in a checkpoint alike (Transformer Engine's naming: the input norm belongs to linear_qkv;
+the MLP norm stands alone before experts and belongs to linear_fc1 in a dense layer), so a checkpoint of one loads into another.
 """
 
 import torch
@@ -25,27 +25,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_jmed.config import RunConfig
-from megatron_jmed.model.fp8_linear import Fp8ColumnParallelLinear, Fp8Recipe, Fp8RowParallelLinear
+from megatron_jmed.model.experts import Experts
+from megatron_jmed.model.fused import FusedMoELayer, FusedRMSNorm, RMSNorm
+from megatron_jmed.model.linear import OwnColumnParallelLinear, OwnRowParallelLinear, Products
 from megatron_jmed.model.precision import is_own_fp8_layer
 from megatron_jmed.parallel import Groups, part_of_sequence
-
-
-class RMSNorm(torch.nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, computed in fp32 (Zhang and Sennrich 2019, arXiv 1910.07467).
-
-    The weight is marked for sequence parallelism, where each tensor-parallel rank normalises its own part of the
-    sequence and the weight's gradients must be summed; torch's own norm lacks the mark and Megatron-Core refuses it.
-    """
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_unused):
-        super().__init__()
-        self.eps = eps
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype,
-                                                    device=torch.cuda.current_device()))
-        self.weight.sequence_parallel = config.sequence_parallel
-
-    def forward(self, hidden_SBH: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(hidden_SBH.float(), self.weight.shape, self.weight.float(), self.eps).to(hidden_SBH.dtype)
 
 
 class CausalAttention(torch.nn.Module):
@@ -114,31 +98,41 @@ def _attention_by_document(query_BNSD, key_BGSD, value_BGSD, document_BS: torch.
     return torch.cat(rows)
 
 
-def decoder_spec(config: RunConfig, layers: range) -> TransformerBlockSubmodules | ModuleSpec:
+def decoder_spec(config: RunConfig, groups: Groups, layers: range) -> TransformerBlockSubmodules | ModuleSpec:
     """The spec of the decoder for the back end that `precision.backend` names; `layers`: those of this chunk, the first of the
     model being 0."""
     num_experts = config.model.num_experts
     if config.precision.backend == "te":
         return get_gpt_layer_with_transformer_engine_spec(num_experts=num_experts or None, moe_grouped_gemm=num_experts > 0)
-    specs = [_local_layer_spec(num_experts, *_linear_layers(config, layer)) for layer in layers]
+    norm = FusedRMSNorm if config.kernels.rmsnorm else RMSNorm
+    specs = [_local_layer_spec(config, groups, norm, _products(config, layer)) for layer in layers]
     # with our own final norm: Megatron-Core's default for a plain layer spec is torch's or apex's
-    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=norm)
 
 
 Linear = type | ModuleSpec
 
 
-def _linear_layers(config: RunConfig, layer: int) -> tuple[Linear, Linear]:
-    """What splits its outputs and what splits its inputs over ranks, in the precision of this layer."""
+def _products(config: RunConfig, layer: int) -> Products:
+    """How layer number `layer` of the model computes its products."""
+    precision, kernels = config.precision, config.kernels
     if not is_own_fp8_layer(config, layer):
+        return Products(is_accumulating=kernels.wgrad_accumulation)
+    return Products(precision.fp8_recipe, precision.fp8_wgrad, kernels.wgrad_accumulation, kernels.fp8_weight_cache)
+
+
+def _linear_layers(how: Products) -> tuple[Linear, Linear]:
+    """What splits its outputs and what splits its inputs over ranks."""
+    if how == Products():
         return ColumnParallelLinear, RowParallelLinear
-    fp8 = Fp8Recipe(is_blockwise=config.precision.fp8_recipe == "blockwise", is_wgrad_fp8=config.precision.fp8_wgrad)
-    return (ModuleSpec(module=Fp8ColumnParallelLinear, params={"fp8": fp8}),
-            ModuleSpec(module=Fp8RowParallelLinear, params={"fp8": fp8}))
+    return (ModuleSpec(module=OwnColumnParallelLinear, params={"how": how}),
+            ModuleSpec(module=OwnRowParallelLinear, params={"how": how}))
 
 
-def _local_layer_spec(num_experts: int, column: Linear, row: Linear) -> ModuleSpec:
-    """One layer from torch and the two linear layers given; experts (0: a dense MLP) are computed one by one."""
+def _local_layer_spec(config: RunConfig, groups: Groups, norm: type, how: Products) -> ModuleSpec:
+    """One layer from torch, the norm and products given, and the kernels of `config`."""
+    num_experts = config.model.num_experts
+    column, row = _linear_layers(how)
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
@@ -156,22 +150,29 @@ def _local_layer_spec(num_experts: int, column: Linear, row: Linear) -> ModuleSp
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=norm,
             self_attention=attention,
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=RMSNorm,
-            mlp=_local_mlp_spec(num_experts, column, row),
+            pre_mlp_layernorm=norm,
+            mlp=_local_mlp_spec(config, groups, how),
             mlp_bda=get_bias_dropout_add,
             sharded_state_dict_keys_map=stored_names,
         ),
     )
 
 
-def _local_mlp_spec(num_experts: int, column: Linear, row: Linear) -> ModuleSpec:
+def _local_mlp_spec(config: RunConfig, groups: Groups, how: Products) -> ModuleSpec:
+    """A dense MLP, or experts computed one by one."""
+    num_experts, (column, row) = config.model.num_experts, _linear_layers(how)
     if not num_experts:
         return ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row))
     spec = get_moe_module_spec(use_te=False, num_experts=num_experts, moe_grouped_gemm=False)
     # 0.16.1 asks its back end for the linear layers and then writes its own into local experts
-    experts = spec.submodules.experts.submodules
-    experts.linear_fc1, experts.linear_fc2 = column, row
+    experts = spec.submodules.experts
+    experts.submodules.linear_fc1, experts.submodules.linear_fc2 = column, row
+    if config.kernels.swiglu:
+        experts.module, experts.params = Experts, {"how": how}
+    if config.kernels.permute:
+        # 0.16.1's TransformerLayer passes groups to its own class of MoE layer only
+        spec.module, spec.params = FusedMoELayer, {"pg_collection": groups}
     return spec

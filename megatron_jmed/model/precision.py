@@ -17,8 +17,9 @@ tensor. delayed: the largest of earlier steps, unstable in continued pre-trainin
 in a checkpoint; Transformer Engine alone has it. Weights are bf16 in every fp8 run, so that a run may change
 `precision.compute` at any resume.
 
-Three back ends: `local` (torch, no fp8), `te` (Transformer Engine on a Hopper GPU), `jmed` (local, and in fp8 runs the linear
-layers of fp8_linear.py, whose fp8 products are emulated: slower than bf16, and the first line of the run says so).
+Three back ends: `local` (torch, no fp8), `te` (Transformer Engine on a Hopper GPU), `jmed` (local, with the kernels that
+`kernels.*` names, and in fp8 runs the linear layers of linear.py: on a Hopper GPU by cuBLASLt's fp8 products, on a CPU emulated,
+slower than bf16, and the first line of the run says so).
 
 Invariant: nobody trains in another precision than the config says. Megatron-Core 0.16.1 without Transformer Engine
 would run an fp8 config in bf16 without a word; here it is refused, with what would work.
@@ -48,9 +49,8 @@ def is_own_fp8_layer(config: RunConfig, layer: int) -> bool:
 
 def emulation_note(precision: PrecisionConfig) -> str:
     """What the first line of a run must say about arithmetic that is imitated; else empty."""
-    if precision.compute != "fp8" or precision.backend != "jmed":
-        return ""
-    return f"fp8 emulated on the {'GPU' if torch.cuda.is_available() else 'CPU'}"
+    is_own = precision.compute == "fp8" and precision.backend == "jmed"
+    return "fp8 emulated on the CPU" if is_own and not torch.cuda.is_available() else ""
 
 
 def precision_fields(precision: PrecisionConfig) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def missing_for(precision: PrecisionConfig) -> list[str]:
     """What this machine lacks for `precision`, as sentences that say what would work; empty if it can run."""
     found = []
     if precision.backend == "jmed" and precision.compute == "fp8" and torch.cuda.is_available():
-        return _older_than_hopper()
+        return _older_than_hopper() + _without_blockwise_products()
     if precision.backend != "te":
         return []
     if importlib.util.find_spec("transformer_engine") is None:
@@ -108,3 +108,10 @@ def _older_than_hopper() -> list[str]:
         return []
     return [f'precision.compute="fp8" needs a Hopper GPU (compute capability 9.0), this one has {capability}; set '
             'precision.compute="bf16"']
+
+
+def _without_blockwise_products() -> list[str]:
+    if hasattr(torch.nn.functional, "scaled_mm"):
+        return []
+    return [f'precision.backend="jmed" takes fp8 products from torch.nn.functional.scaled_mm, which torch '
+            f'{torch.__version__} lacks; install torch 2.11 or later, or set precision.compute="bf16"']

@@ -11,6 +11,9 @@ Two layers are described, because their kernels keep different tensors:
 | routed token, K each   | H dispatched, 2F gate and up, F product     | H, 2F, and 4F: silu, up + 0, product, weighted product  |
 | dense MLP              | 2F, F                                       | 2F, and 3F: silu, up + 0, product                       |
 
+The back end `jmed` is the local column, but for what `kernels.*` fuses: a norm keeps its input and output, an expert H and 2F, the
+loss no fp32.
+
 `selective` drops F and the MLP norm's output (te), or the softmax sums (local: torch's attention keeps no matrix, so there
 is nearly nothing to drop); `full` keeps the layer's input alone and rebuilds a layer at a time. The local column was counted
 from live autograd graphs; the te column follows from the sources of Megatron-Core 0.16.1 and Transformer Engine and was not
@@ -49,15 +52,22 @@ def head_bytes(config: RunConfig) -> float:
     """The most bytes that final norm, head, loss and their gradients hold at once on a rank of the last stage."""
     sizes = _Sizes(config, 1.0)
     logits = sizes.tokens * config.padded_vocab_size / config.parallel.tp
-    weight_gradient = sizes.value * config.padded_vocab_size * config.model.hidden_size / config.parallel.tp
+    if config.kernels.cross_entropy:  # nothing in fp32; in chunks, the logits of one at a time
+        logits *= min(1.0, config.kernels.head_chunk_tokens / sizes.tokens) if config.kernels.head_chunk_tokens else 1.0
+        return sizes.norms() / 2 + sizes.value * logits + sizes.hidden + sizes.head_weight()
+    weight_gradient = sizes.head_weight()
     # the loss keeps exp(logits) in fp32, beside the bf16 logits or their gradient; then the head's own gradients
     loss = logits * (4 if sizes.value == 4 else 4 + sizes.value)
     return sizes.norms() / 2 + max(loss, logits * sizes.value + weight_gradient + sizes.hidden)
 
 
 def kept_head_bytes(config: RunConfig) -> float:
-    """What autograd keeps of final norm, head and loss between the passes: their inputs, and exp(logits) in fp32."""
+    """What autograd keeps of final norm, head and loss between the passes: their inputs, and exp(logits) in fp32; under
+    `kernels.cross_entropy` the logits as they are, or in chunks none, and 20 bytes a token."""
     sizes = _Sizes(config, 1.0)
+    if config.kernels.cross_entropy:
+        logits = 0.0 if config.kernels.head_chunk_tokens else sizes.value * config.padded_vocab_size / config.parallel.tp
+        return sizes.norms() / 2 + sizes.tokens * (logits + 20)
     return sizes.norms() / 2 + 4.0 * sizes.tokens * config.padded_vocab_size / config.parallel.tp
 
 
@@ -68,6 +78,8 @@ class _Sizes:
         model, parallel = config.model, config.parallel
         self.config, self.model, self.parallel = config, model, parallel
         self.is_te = config.precision.backend == "te"
+        self.is_norm_fused = self.is_te or config.kernels.rmsnorm
+        self.is_swiglu_fused = self.is_te or config.kernels.swiglu
         self.value = 4 if config.precision.compute == "fp32" else 2
         self.tokens = config.budget.micro_batch_size * config.budget.seq_length / parallel.cp
         self.own_tokens = self.tokens / (parallel.tp if parallel.sequence_parallel else 1)
@@ -79,7 +91,11 @@ class _Sizes:
         self.width = model.ffn_hidden_size / (parallel.etp if model.num_experts else parallel.tp)
 
     def norms(self) -> float:
-        return 2 * self.hidden * (2 if self.is_te else 1 + 8 / self.value) + (0 if self.is_te else 8 * self.own_tokens)
+        return (2 * self.hidden * (2 if self.is_norm_fused else 1 + 8 / self.value) +
+                (0 if self.is_te else 8 * self.own_tokens))
+
+    def head_weight(self) -> float:
+        return self.value * self.config.padded_vocab_size * self.model.hidden_size / self.parallel.tp
 
     def attention(self) -> float:
         model, heads = self.model, self.value * self.tokens * self.model.kv_channels / self.parallel.tp
@@ -96,7 +112,8 @@ class _Sizes:
     def mlp(self) -> float:
         if not self.model.num_experts:
             return self.value * self.tokens * self.width * (3 if self.is_te else 5)
-        experts = self.value * self.received * (self.model.hidden_size + self.width * (3 if self.is_te else 6))
+        products = 3 if self.is_te else 2 if self.is_swiglu_fused else 6
+        experts = self.value * self.received * (self.model.hidden_size + self.width * products)
         # probabilities, choices and their order
         return experts + self.own_tokens * (9 * self.model.num_experts + 28 * self.model.router_topk)
 
@@ -128,8 +145,8 @@ class _Sizes:
         rows = (self.received / (1 if self.is_te else local_experts)) if is_moe else self.tokens
         inner, outer = rows * self.width, self.received * model.hidden_size if is_moe else 0.0
         weight = model.hidden_size * self.width * (local_experts if self.is_te and is_moe else 1)
-        weighing = 8 * inner if is_moe and not self.is_te and self.value == 2 else 0.0
-        freed = 1 if self.is_te else 4 if is_moe else 3  # the products of the table above
+        weighing = 8 * inner if is_moe and not self.is_swiglu_fused and self.value == 2 else 0.0
+        freed = 1 if self.is_swiglu_fused else 4 if is_moe else 3  # the products of the table above
         worst = max(self.value * (inner + weight), 2 * self.value * inner + weighing,
                     self.value * (2 * weight + outer - freed * inner))
         # the gradient of what the experts returned is there before and after it is sorted and exchanged

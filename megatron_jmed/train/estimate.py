@@ -133,11 +133,11 @@ def stage_memory(config: RunConfig, world_size: int, stage: int, machine: Machin
     copies = world_size // (parallel.tp * parallel.pp)  # context-parallel ranks share the optimizer's state too
     expert_copies = world_size // (parallel.ep * parallel.etp * parallel.pp)
     is_fp32 = config.precision.compute == "fp32"
-    # Transformer Engine keeps each matrix in fp8 twice, by rows and by columns, from micro-batch to micro-batch
-    is_te_fp8 = config.precision.compute == "fp8" and config.precision.backend == "te"
+    # each matrix is kept in fp8 twice, by rows and by columns, from micro-batch to micro-batch
+    keeps_fp8 = config.precision.compute == "fp8" and (config.precision.backend == "te" or config.kernels.fp8_weight_cache)
     attention_share = layers * params.attention_a_layer // parallel.tp
     mlp_share = experts or layers * params.expert // parallel.tp
-    fp8_copies = 2 * (attention_share + mlp_share) if is_te_fp8 else 0
+    fp8_copies = 2 * (attention_share + mlp_share) if keeps_fp8 else 0
     layer = layer_bytes(config, config.budget.recompute, machine.imbalance)
     memory = StageMemory(
         stage=stage,

@@ -19,6 +19,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 
 from megatron_jmed.config import RunConfig
 from megatron_jmed.data.batch import Batch
+from megatron_jmed.model.linear import forget_fp8_weights
 from megatron_jmed.parallel import Groups, device
 from megatron_jmed.train.alarms import UpdateGuard
 from megatron_jmed.train.loss import loss_function
@@ -117,6 +118,7 @@ class Stepper:
             chunk.train()
             chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
+        self._forget_fp8_weights()
         results = self._forward_backward(data_iterator=self._for_each_chunk(batches), forward_only=False)
         grad_norm = ready_grad_norm(self._optimizer)
         numbers, is_refused = self._summed_over_ranks(results, [wants_stop, wants_save, self._guard.refuses(grad_norm)])
@@ -143,10 +145,15 @@ class Stepper:
         """The loss over `num_steps` global batches, without learning. Collective over all ranks."""
         for chunk in self._model:
             chunk.eval()
+        self._forget_fp8_weights()
         results = []
         for _ in range(num_steps):
             results += self._forward_backward(data_iterator=self._for_each_chunk(batches), forward_only=True)
         return self._summed_over_ranks(results, [False] * 3)[0]
+
+    def _forget_fp8_weights(self) -> None:
+        for chunk in self._model:
+            forget_fp8_weights(chunk.parameters())
 
     def _for_each_chunk(self, batches: Iterator[Batch]) -> list[Iterator[Batch]]:
         """The same micro-batches once for every chunk; within a step each chunk asks for all of them, in order."""

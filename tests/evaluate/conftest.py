@@ -45,7 +45,11 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
 
 def load_tool(name: str) -> ModuleType:
     """The script tools/<name>.py as a module."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / f"tools/{name}.py")
+    return load_module(Path(__file__).parents[2] / f"tools/{name}.py")
+
+
+def load_module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -55,7 +59,8 @@ def load_tool(name: str) -> ModuleType:
 def samples() -> SimpleNamespace:
     """The helpers above, reachable whatever way pytest imports the tests."""
     return SimpleNamespace(
-        question_row=question_row, metadata_row=metadata_row, write_jsonl=write_jsonl, load_tool=load_tool
+        question_row=question_row, metadata_row=metadata_row, write_jsonl=write_jsonl, load_tool=load_tool,
+        TinyServer=load_module(Path(__file__).with_name("tiny_server.py")).TinyServer,
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,29 +14,33 @@ import torch
 from transformers import MixtralForCausalLM
 
 from megatron_jmed.errors import CheckpointError, ExamError
-from megatron_jmed.evaluate import answer, sitting
-from megatron_jmed.evaluate.answer import (
-    Candidate,
-    answer_question,
-    load_candidate,
-    pick_letters,
-    render_prompt,
-    score_options,
-    split_at_seam,
-    why_not_scored,
-)
-from megatron_jmed.evaluate.exam import Question, load_exam
+from megatron_jmed.evaluate import hf_model, sitting
+from megatron_jmed.evaluate.answer import answer_by_likelihood, pick_letters, why_not_scored
+from megatron_jmed.evaluate.backend import OptionScores
+from megatron_jmed.evaluate.exam import load_exam
+from megatron_jmed.evaluate.hf_model import HfModel, load_hf_model
+from megatron_jmed.evaluate.prompt import Prompt, render_prompt
+from megatron_jmed.evaluate.question import Question
+from megatron_jmed.evaluate.seam import split_at_seam
 from megatron_jmed.evaluate.sitting import SittingSettings, draw_demos, find_demos, take_exam
 
 
 @pytest.fixture(scope="module")
-def candidate(hf_folder: Path) -> Candidate:
-    return load_candidate(hf_folder)
+def candidate(hf_folder: Path) -> HfModel:
+    return load_hf_model(hf_folder)
+
+
+def score_options(candidate: HfModel, prompt: str, options: Sequence[str]) -> OptionScores:
+    return candidate.score_options([Prompt(prompt)], [options])[0]
+
+
+def answer_question(candidate: HfModel, question: Question) -> dict[str, Any]:
+    return answer_by_likelihood(candidate, [(question, [])])[0]
 
 
 @pytest.fixture
 def questions(exam_folder: Path) -> dict[str, Question]:
-    return {question.id: question for question in load_exam(exam_folder)}
+    return {question.id: question for question in load_exam(exam_folder).questions}
 
 
 def plain_log_likelihoods(
@@ -55,20 +60,20 @@ def plain_log_likelihoods(
 
 
 def test_prompt_is_the_template(questions: dict[str, Question]) -> None:
-    prompt = render_prompt(questions["112C1"])
+    prompt = render_prompt(questions["112C1"]).text
     assert prompt == (
         "質問：発熱をきたす疾患はどれか。問題112C1\n"
         "A. 高血圧症\nB. 糖尿病と骨折\nC. 肺炎\nD. 骨折\nE. 白内障の治療\n答え："
     )
-    with_demo = render_prompt(questions["112C1"], [questions["112B1"]])
-    assert with_demo == render_prompt(questions["112B1"]) + "肺炎\n\n" + prompt
+    with_demo = render_prompt(questions["112C1"], [questions["112B1"]]).text
+    assert with_demo == render_prompt(questions["112B1"]).text + "肺炎\n\n" + prompt
 
 
 def test_options_of_one_token_and_of_many(
-    candidate: Candidate, hf_folder: Path, questions: dict[str, Question]
+    candidate: HfModel, hf_folder: Path, questions: dict[str, Question]
 ) -> None:
     for question in (questions["112C1"], questions["112C2"]):
-        prompt = render_prompt(question)
+        prompt = render_prompt(question).text
         scores = score_options(candidate, prompt, question.choices)
         assert len(set(scores.num_tokens)) > 1  # else padding would not be tested
         assert scores.log_likelihoods == pytest.approx(
@@ -80,9 +85,9 @@ def test_options_of_one_token_and_of_many(
     assert single.log_likelihoods == pytest.approx(plain_log_likelihoods(hf_folder, "答え：", ("A", "B")), abs=1e-4)
 
 
-def test_long_prompt_loses_its_left_end_and_says_so(candidate: Candidate, hf_folder: Path) -> None:
+def test_long_prompt_loses_its_left_end_and_says_so(candidate: HfModel, hf_folder: Path) -> None:
     prompt, options = "発熱をきたす疾患はどれか。" * 60 + "答え：", ("肺炎", "骨折")
-    num_tokens = len(candidate.encode(prompt))
+    num_tokens = len(candidate.tokenizer.encode(prompt))
     scores = score_options(candidate, prompt, options)
     longest = max(scores.num_tokens)
     assert scores.num_truncated_tokens == num_tokens + longest - candidate.max_tokens > 0
@@ -91,7 +96,7 @@ def test_long_prompt_loses_its_left_end_and_says_so(candidate: Candidate, hf_fol
         assert found == pytest.approx(plain_log_likelihoods(hf_folder, prompt, (option,), keep_last=kept)[0], abs=1e-4)
 
 
-def test_option_longer_than_the_context_is_refused(candidate: Candidate) -> None:
+def test_option_longer_than_the_context_is_refused(candidate: HfModel) -> None:
     with pytest.raises(CheckpointError, match=r"an option of \d+ tokens does not fit a context of 256"):
         score_options(candidate, "答え：", ["肺炎。" * 300, "骨折"])
 
@@ -110,18 +115,18 @@ def test_pick_letters() -> None:
 
 
 def test_two_methods_may_disagree(
-    candidate: Candidate, questions: dict[str, Question], monkeypatch: pytest.MonkeyPatch
+    candidate: HfModel, questions: dict[str, Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fixed = answer.OptionScores([-4.0, -6.0, -9.0, -9.0, -8.0], [1, 3, 3, 3, 3], 0)
-    monkeypatch.setattr(answer, "score_options", lambda *_: fixed)
+    fixed = OptionScores([-4.0, -6.0, -9.0, -9.0, -8.0], [1, 3, 3, 3, 3], 0)
+    monkeypatch.setattr(HfModel, "score_options", lambda *_: [fixed])
     single = answer_question(candidate, questions["112C1"])
-    assert single["picked"] == {"sum": ["a"], "per_token": ["b"]}
+    assert single["picked"] == {"sum": ["a"], "per_token": ["b"], "per_byte": ["a"]}
     double = answer_question(candidate, questions["112B2"])
-    assert double["picked"] == {"sum": ["a", "b"], "per_token": ["b", "e"]}
+    assert double["picked"] == {"sum": ["a", "b"], "per_token": ["b", "e"], "per_byte": ["a", "b"]}
 
 
 def test_questions_that_likelihood_cannot_answer_are_kept_with_a_reason(
-    candidate: Candidate, questions: dict[str, Question]
+    candidate: HfModel, questions: dict[str, Question]
 ) -> None:
     numeric = answer_question(candidate, questions["112B3"])
     assert numeric["not_scored"] == "asks for a number" and "picked" not in numeric
@@ -134,10 +139,10 @@ def test_questions_that_likelihood_cannot_answer_are_kept_with_a_reason(
 
 
 def test_broken_weights_are_an_error(
-    candidate: Candidate, questions: dict[str, Question], monkeypatch: pytest.MonkeyPatch
+    candidate: HfModel, questions: dict[str, Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fixed = answer.OptionScores([float("nan")] * 5, [1] * 5, 0)
-    monkeypatch.setattr(answer, "score_options", lambda *_: fixed)
+    fixed = OptionScores([float("nan")] * 5, [1] * 5, 0)
+    monkeypatch.setattr(HfModel, "score_options", lambda *_: [fixed])
     with pytest.raises(CheckpointError, match=r"112C1 are \[nan"):
         answer_question(candidate, questions["112C1"])
 
@@ -157,7 +162,7 @@ def test_missing_parts_are_named(hf_folder: Path, tmp_path: Path, missing: str, 
     folder = shutil.copytree(hf_folder, tmp_path / "hf")
     (folder / missing).unlink()
     with pytest.raises(CheckpointError, match=message):
-        load_candidate(folder)
+        load_hf_model(folder)
 
 
 def test_missing_shard_and_missing_weight_are_refused(hf_folder: Path, tmp_path: Path) -> None:
@@ -165,27 +170,27 @@ def test_missing_shard_and_missing_weight_are_refused(hf_folder: Path, tmp_path:
     index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"1 of 2 weight files missing, such as model-2\.safetensors"):
-        load_candidate(folder)
+        load_hf_model(folder)
     (folder / "model.safetensors.index.json").unlink()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     with pytest.raises(CheckpointError, match=r"\d+ missing keys, such as model\.layers\.2"):
-        load_candidate(folder)
+        load_hf_model(folder)
 
 
 def test_fingerprint_sees_a_changed_weight_at_either_end_and_in_the_middle(
     hf_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(hf_folder, tmp_path / "hf")
-    assert answer.fingerprint(folder) == answer.fingerprint(hf_folder)
-    monkeypatch.setattr(answer, "SAMPLE_BYTES", 16)
+    assert hf_model.fingerprint(folder) == hf_model.fingerprint(hf_folder)
+    monkeypatch.setattr(hf_model, "SAMPLE_BYTES", 16)
     original = (folder / "model.safetensors").read_bytes()
-    prints = {answer.fingerprint(folder)}
+    prints = {hf_model.fingerprint(folder)}
     for place in (3, len(original) // 2, len(original) - 1):
         weights = bytearray(original)
         weights[place] ^= 1
         (folder / "model.safetensors").write_bytes(weights)
-        prints.add(answer.fingerprint(folder))
+        prints.add(hf_model.fingerprint(folder))
     assert len(prints) == 4
 
 
@@ -199,8 +204,8 @@ def test_a_hugging_face_tokenizer_serves_as_well(hf_folder: Path, tmp_path: Path
     plain = tokenizers.Tokenizer(tokenizers.models.WordLevel(letters | {"<unk>": 0, "<s>": 1}, unk_token="<unk>"))
     plain.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
     PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", unk_token="<unk>").save_pretrained(folder)
-    candidate = load_candidate(folder)
-    assert candidate.encode("肺炎") == [1, letters["肺"], letters["炎"]]
+    candidate = load_hf_model(folder)
+    assert candidate.tokenizer.encode("肺炎") == [1, letters["肺"], letters["炎"]]
     assert score_options(candidate, "答え：", ["肺炎", "熱"]).num_tokens == [2, 1]
 
 
@@ -212,9 +217,10 @@ def test_scores_of_a_whole_sitting(hf_folder: Path, exam_folder: Path, tmp_path:
     scores = take_exam(hf_folder, exam_folder, target)
     assert json.loads(target.read_text(encoding="utf-8")) == scores
     assert [p.name for p in target.parent.iterdir()] == ["igakuqa.json"]
+    assert set(scores["passing"]) == {"2018", "2022"} and scores["passing"]["2018"]["sum"]["passed"] in (None, False)
     assert (scores["num_questions"], scores["num_scored"]) == (11, 9)
     assert scores["not_scored"] == {"asks for a number": 1, "options are blank or repeated in the data": 1}
-    assert scores["model"]["fingerprint"] == answer.fingerprint(hf_folder)
+    assert scores["model"]["fingerprint"] == hf_model.fingerprint(hf_folder)
     by_id = {record["id"]: record for record in scores["questions"]}
     assert len(by_id["112B2"]["picked"]["sum"]) == 2
     num_right = sum(
@@ -231,18 +237,19 @@ def test_interrupted_sitting_writes_the_same_file(
     settings = SittingSettings(years=(2018,), num_shots=1)
     take_exam(hf_folder, exam_folder, whole, settings)
     asked: list[str] = []
+    answer = sitting._answer
 
     def ask(num_questions: int) -> None:
         """Take the exam until `num_questions` more were answered, then be interrupted."""
         stop = len(asked) + num_questions
 
-        def answer_or_stop(*args: Any) -> dict[str, Any]:
+        def answer_or_stop(backend: Any, group: Any, settings: Any) -> list[dict[str, Any]]:
             if len(asked) == stop:
                 raise KeyboardInterrupt
-            asked.append(args[1].id)
-            return answer_question(*args)
+            asked.extend(question.id for question, _ in group)
+            return answer(backend, group, settings)
 
-        monkeypatch.setattr(sitting, "answer_question", answer_or_stop)
+        monkeypatch.setattr(sitting, "_answer", answer_or_stop)
         take_exam(hf_folder, exam_folder, broken, settings)
 
     with pytest.raises(KeyboardInterrupt):
@@ -270,7 +277,7 @@ def test_finished_sitting_is_not_repeated_and_another_is_refused(
 ) -> None:
     target = tmp_path / "igakuqa.json"
     scores = take_exam(hf_folder, exam_folder, target, SittingSettings(limit=2))
-    monkeypatch.setattr(sitting, "answer_question", None)  # asking again would fail
+    monkeypatch.setattr(sitting, "_answer", None)  # asking again would fail
     assert take_exam(hf_folder, exam_folder, target, SittingSettings(limit=2)) == scores
     with pytest.raises(ExamError, match=r"belongs to another sitting \(exam_fingerprint"):
         take_exam(hf_folder, exam_folder, target, SittingSettings(limit=3))
@@ -282,8 +289,8 @@ def test_finished_sitting_is_not_repeated_and_another_is_refused(
 
 
 def test_demos_are_clear_questions_outside_of_the_exam(exam_folder: Path) -> None:
-    everything = load_exam(exam_folder)
-    asked = load_exam(exam_folder, [2022])
+    everything = load_exam(exam_folder).questions
+    asked = load_exam(exam_folder, [2022]).questions
     pool = find_demos(everything, asked, 3)
     assert [q.id for q in pool] == ["112B1", "112C1", "112C2", "112C3"]
     settings = SittingSettings(num_shots=3, seed=1)

@@ -62,14 +62,15 @@ def training_record(step: int, loss: float, **more: Any) -> dict[str, Any]:
 
 def exam_scores(num_correct: int) -> dict[str, Any]:
     """100 single questions of five options of which `num_correct` are right by sum, and none per token; one numeric."""
-    facts = {"year": 2018, "paper": "A", "category": "循環器", "type": "single", "text_only": True, "points": 1,
+    facts = {"year": 2018, "paper": "A", "subject": "循環器", "category": "", "lang": "ja",
+             "essential": False, "withdrawn": False, "type": "single", "needs_image": False, "points": 1,
              "num_choices": 5, "num_to_pick": 1, "answers": [["c"]], "always_correct": False, "forbidden": ["e"],
              "not_scored": None, "num_truncated_tokens": 0}  # fmt: skip
     picked = [{"sum": ["c" if n < num_correct else "a"], "per_token": ["b"]} for n in range(100)]
-    records = [facts | {"id": f"112A{n}", "picked": p} for n, p in enumerate(picked)]
+    records = [facts | {"id": f"112A{n}", "picked": p, "subject": ("循環器", "内科")[n % 2]} for n, p in enumerate(picked)]
     records.append(facts | {"id": "112A100", "not_scored": "asks for a number", "picked": {}})
-    head = {"format_version": 1, "exam": "igakuqa", "model": {"name": "<i>tiny/hf", "fingerprint": "0"}, "num_shots": 0}
-    return head | score_records(records)
+    head = {"format_version": 2, "exam": "igakuqa", "model": {"name": "<i>tiny/hf", "fingerprint": "0"}, "num_shots": 0}
+    return head | score_records(records, ("sum", "per_token"))
 
 
 @pytest.fixture

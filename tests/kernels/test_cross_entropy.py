@@ -7,7 +7,6 @@ from agreement import distance
 from megatron_jmed.kernels.cross_entropy import (
     all_reduce_statistics,
     gradient_in_place_,
-    head_cross_entropy,
     join_statistics,
     local_statistics,
 )
@@ -81,28 +80,3 @@ def test_a_nan_among_the_logits_reaches_the_loss(device):
     logits[1, 77] = torch.nan
     loss = local_statistics(logits, targets).loss()
     assert loss[1].isnan() and not loss[[0, 2]].isnan().any()
-
-
-@pytest.mark.parametrize("chunk_tokens", [3, 100])
-def test_the_head_in_chunks_gives_the_gradients_of_the_whole(chunk_tokens):
-    hidden, weight = torch.randn(8, 16).bfloat16(), torch.randn(50, 16).bfloat16()
-    targets, weights = torch.randint(0, 50, (8,)), torch.rand(8)
-    exact_hidden, exact_weight = hidden.double().requires_grad_(), weight.double().requires_grad_()
-    expected = torch.nn.functional.cross_entropy(exact_hidden @ exact_weight.t(), targets, reduction="none")
-    (expected * weights).sum().backward()
-    main_grad = torch.ones(50, 16)
-    loss, grad_hidden = head_cross_entropy(hidden, weight, targets, weights, main_grad, chunk_tokens)
-    assert distance(loss, expected.detach()) < 1e-2  # the logits are bf16
-    assert distance(grad_hidden, exact_hidden.grad) < 2e-2
-    assert distance(main_grad - 1, exact_weight.grad) < 2e-2
-
-
-def test_the_head_of_two_shards_joins_through_its_argument():
-    hidden, weight, targets = torch.randn(6, 16), torch.randn(50, 16), torch.randint(0, 50, (6,))
-    halves = [(weight[:20].contiguous(), 0), (weight[20:].contiguous(), 20)]
-    whole = join_statistics([local_statistics(hidden @ half.t(), targets, first) for half, first in halves])
-    results = [head_cross_entropy(hidden, half, targets, torch.ones(6), torch.zeros_like(half), 6, first, lambda local: whole)
-               for half, first in halves]
-    loss, grad_hidden = head_cross_entropy(hidden, weight, targets, torch.ones(6), torch.zeros_like(weight), 4)
-    torch.testing.assert_close(results[0][0], loss)
-    torch.testing.assert_close(results[0][1] + results[1][1], grad_hidden)

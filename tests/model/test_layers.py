@@ -11,7 +11,8 @@ from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm
 import megatron_jmed.parallel  # noqa: F401  (the CPU patches come before Megatron-Core)
 from megatron_jmed.config import PrecisionConfig, recipe_config
 from megatron_jmed.errors import ConfigError
-from megatron_jmed.model.layers import CausalAttention, RMSNorm
+from megatron_jmed.model.fused import RMSNorm
+from megatron_jmed.model.layers import CausalAttention
 from megatron_jmed.model.precision import missing_for, precision_fields
 from megatron_jmed.model.transformer import transformer_config
 

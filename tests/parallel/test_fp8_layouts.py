@@ -1,7 +1,8 @@
 """Emulated fp8 at every layout: the losses and gradients of one rank, within the rounding of bf16.
 
-The matrices are so wide that every layout cuts them in multiples of 128: the scales are then the same, and what is left is the
-order in which bf16 sums are rounded. A missing or doubled sum over ranks would change the gradient norm by far more.
+With all kernels switched on as without. The matrices are so wide that every layout cuts them in multiples of 128: the scales are
+then the same, and what is left is the order in which bf16 sums are rounded. A missing or doubled sum over ranks would change the
+gradient norm by far more.
 """
 
 import pytest
@@ -12,6 +13,7 @@ RUN = ["tiny", "precision.compute=fp8", "precision.backend=jmed", "budget.total_
        "budget.save_every_tokens=1024"]
 DENSE = ["model.num_experts=0", "model.router_topk=0"]
 SEQUENCE = ["parallel.tp=2", "parallel.sequence_parallel=true"]
+KERNELS = [f"kernels.{name}=true" for name in ("rmsnorm", "swiglu", "permute", "cross_entropy", "wgrad_accumulation")]
 # name: (the run of one rank that it must equal, changes)
 LAYOUTS = {
     "tp2": ("one", ["parallel.ep=1", "parallel.etp=2", *SEQUENCE]),
@@ -21,6 +23,10 @@ LAYOUTS = {
     "wgrad_tp2": ("wgrad", ["parallel.ep=1", "parallel.etp=2", *SEQUENCE]),
     "dense_tp2": ("dense", ["parallel.tp=2"]),
     "dense_tp2_sequence": ("dense", SEQUENCE),
+    "kernels_tp2_ep2": ("one", ["parallel.ep=2", *SEQUENCE, *KERNELS]),
+    "kernels_ep2_gathered": ("one", ["parallel.ep=2", "parallel.dispatcher=allgather", *KERNELS]),
+    "kernels_dense_tp2": ("dense", ["parallel.tp=2", "kernels.rmsnorm=true", "kernels.cross_entropy=true",
+                                    "kernels.head_chunk_tokens=50", "kernels.wgrad_accumulation=true"]),
 }
 KINDS = {"one": [], "wgrad": ["precision.fp8_wgrad=true"], "dense": DENSE}
 

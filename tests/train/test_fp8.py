@@ -7,6 +7,7 @@ import torch
 from tiny_runs import losses, tiny_run
 
 from megatron_jmed.data.batch import Batch
+from megatron_jmed.model.linear import Products
 from megatron_jmed.run_folder import RunFolder
 
 SMALL = ("model.vocab_size=128", "model.num_layers=2", "budget.global_batch_size=4", "budget.micro_batch_size=2",
@@ -62,17 +63,17 @@ def mean_difference(losses: list[float], reference: list[float]) -> float:
 def lose_the_scales(model) -> None:
     """E4M3 as it is, in every layer: nearly all gradients are below its smallest number."""
     for module in model.modules():
-        if hasattr(module, "fp8"):
-            module.fp8 = Unscaled()
+        if getattr(module, "how", None):
+            module.how = Unscaled(fp8="tensorwise", is_wgrad_fp8=True)
 
 
-class Unscaled:
-    is_wgrad_fp8 = True
-
+class Unscaled(Products):
     def tokens(self, x):
         return x.float().clamp(-448, 448).to(torch.float8_e4m3fn), torch.ones(())
 
-    weight = tokens
+    def weight(self, weight):
+        values, scale = self.tokens(weight)
+        return (values, scale), (values.t(), scale)
 
 
 def test_fp8_learns_like_bf16_and_without_scales_it_does_not(losses_of):

@@ -45,10 +45,10 @@ def test_fp8_keeps_each_matrix_twice_more():
     assert fp8.weights - bf16.weights == 2 * 10 * (4 * 5120 * 5120 + 3 * 5120 * 13_824)
 
 
-def test_fp8_of_our_own_keeps_no_copies_and_is_planned_and_built_like_bf16():
+def test_fp8_of_our_own_without_its_cache_is_planned_and_built_like_bf16():
     from megatron_jmed.train.dry_run import built_stage_parameters
 
-    changes = ["precision.backend=jmed", "model.num_layers=4"]
+    changes = ["precision.backend=jmed", "model.num_layers=4", "kernels.fp8_weight_cache=false"]
     bf16, fp8 = (load_config("tiny", [*changes, f"precision.compute={compute}"]) for compute in ("bf16", "fp8"))
     assert stage_memory(fp8, 2, 0) == stage_memory(bf16, 2, 0)
     assert built_stage_parameters(fp8, 2) == [stage_memory(fp8, 2, 0).params_on_rank]

@@ -7,11 +7,11 @@ import torch
 import megatron_jmed.parallel  # noqa: F401  (the CPU patches come before Megatron-Core)
 from megatron_jmed.config import PrecisionConfig
 from megatron_jmed.kernels.quantize import dequantize, quantize_blocks_128x128, quantize_rows_1x128, quantize_tensor
-from megatron_jmed.model.fp8_linear import Fp8Recipe, fp8_linear
+from megatron_jmed.model.linear import Products, linear
 from megatron_jmed.model.precision import emulation_note, missing_for
 
 FP8 = ("precision.compute=fp8", "precision.backend=jmed", "model.vocab_size=64")
-RECIPES = [Fp8Recipe(is_blockwise, is_wgrad_fp8) for is_blockwise in (True, False) for is_wgrad_fp8 in (True, False)]
+RECIPES = [Products(fp8, is_wgrad_fp8) for fp8 in ("blockwise", "tensorwise") for is_wgrad_fp8 in (True, False)]
 
 
 def operands(tokens: int = 200, inputs: int = 160, outputs: int = 300):
@@ -29,9 +29,10 @@ def exact(quantize, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_products_are_those_of_the_quantised_operands(recipe):
-    rows, squares = (quantize_rows_1x128, quantize_blocks_128x128) if recipe.is_blockwise else (quantize_tensor, quantize_tensor)
+    is_blockwise = recipe.fp8 == "blockwise"
+    rows, squares = (quantize_rows_1x128, quantize_blocks_128x128) if is_blockwise else (quantize_tensor, quantize_tensor)
     x, weight, grad = operands()
-    y = fp8_linear(x, weight, recipe)
+    y = linear(x, weight, recipe)
     grads = torch.autograd.grad(y, (x, weight), grad)
     x, weight, grad = x.detach().flatten(0, 1), weight.detach(), grad.flatten(0, 1)
     expected = [
@@ -56,8 +57,8 @@ def test_a_blockwise_product_bears_an_outlier_better():
     x = torch.where(x == x.max(), 1e5, x.detach())
     plain, ordinary = x.double() @ weight.double().T, x.abs().amax(-1) < 10
     lost = []
-    for is_blockwise in (True, False):
-        error = fp8_linear(x, weight, Fp8Recipe(is_blockwise, False)).double() - plain
+    for fp8 in ("blockwise", "tensorwise"):
+        error = linear(x, weight, Products(fp8)).double() - plain
         lost.append(float(error[ordinary].norm() / plain[ordinary].norm()))
     assert lost[0] < 0.04 and lost[1] > 2 * lost[0]
 
@@ -66,24 +67,28 @@ def test_a_blockwise_product_bears_an_outlier_better():
 def test_an_expert_without_tokens_gets_no_gradient_and_no_nan(recipe):
     _, weight, _ = operands()
     x = torch.empty(0, 160, dtype=torch.bfloat16, requires_grad=True)
-    y = fp8_linear(x, weight, recipe)
+    y = linear(x, weight, recipe)
     grad_x, grad_weight = torch.autograd.grad(y, (x, weight), torch.empty_like(y))
     assert y.shape == (0, 300) and grad_x.shape == (0, 160) and grad_weight.shape == (300, 160) and not grad_weight.any()
 
 
 def test_what_needs_no_gradient_gets_none():
     x, weight, grad = operands()
-    y = fp8_linear(x, weight.detach(), RECIPES[0])
+    y = linear(x, weight.detach(), RECIPES[0])
     assert torch.autograd.grad(y, x, grad)[0].any()
 
 
 # ---- the model that is built
 
 
+def is_fp8(module: torch.nn.Module) -> bool:
+    return bool(getattr(module, "how", Products()).fp8)
+
+
 def fp8_modules(config, groups) -> set[str]:
     from megatron_jmed.model.build import build_model
 
-    return {name for name, module in build_model(config, groups).named_modules() if hasattr(module, "fp8")}
+    return {name for name, module in build_model(config, groups).named_modules() if is_fp8(module)}
 
 
 LINEARS = {"self_attention.linear_qkv", "self_attention.linear_proj"}
@@ -119,7 +124,7 @@ def test_stages_and_chunks_count_layers_through_the_whole_model(small_config):
     for stage in range(2):
         groups = start_fake_groups(config.parallel, stage, 2)
         for chunk in range(2):
-            names = [name for name, module in build_model(config, groups, chunk).named_modules() if hasattr(module, "fp8")]
+            names = [name for name, module in build_model(config, groups, chunk).named_modules() if is_fp8(module)]
             found[stage, chunk] = {int(name.split(".")[2]) for name in names}
         stop_groups()
     # chunk c of stage s holds two layers from number 2 (2 c + s); layers 1 to 4 are fp8
