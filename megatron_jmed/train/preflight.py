@@ -58,6 +58,8 @@ def _find_beginning(config: RunConfig) -> tuple[Path | None, CheckpointState | N
     checkpoint = resumed or Path(config.init)
     state = load_state(checkpoint)
     check_same_model(checkpoint, state, config.model)
+    if config.init_moments and not resumed and config.model.lora_rank and not state.model.lora_rank:
+        raise ConfigError(f"init_moments=true: {checkpoint} has no moments of adapters, which begin anew; set init_moments=false")
     if resumed:
         changed_words(RunFolder(config.run_folder), config)
     return checkpoint, state
