@@ -84,11 +84,12 @@ def test_gradient_is_that_of_the_whole_batch_however_it_is_packed(trained, token
     ours, theirs = (CheckpointReader(token_folder / f"runs/sft_{which}/checkpoints/step_0000001") for which in (name, "packed"))
     for key in theirs.weight_keys():
         our, their = (reader.read(f"optimizer.state.exp_avg.{key}")[:2000] for reader in (ours, theirs))
-        # a conversation further on in a row has other roundings of the rotary angles (model/layers.py)
-        assert their.any() and (our - their).norm() < (2e-4 if "padded" in name else 2e-5) * their.norm(), key
+        # a conversation further on in a row has other roundings of the rotary angles (model/layers.py), and where two experts are
+        # nearly equal for a token, another expert: 3e-4 is seen; averaging by micro-batch instead gives 1e-1 (benchmarks/sft.md)
+        assert their.any() and (our - their).norm() < (1e-3 if "padded" in name else 2e-5) * their.norm(), key
     our, their = (step_records(f"sft_{which}")[1] for which in (name, "packed"))
     assert our["loss"] == pytest.approx(their["loss"], rel=1e-6)
-    assert our["grad_norm"] == pytest.approx(their["grad_norm"], rel=1e-5)
+    assert our["grad_norm"] == pytest.approx(their["grad_norm"], rel=1e-4)
 
 
 def test_resume_with_replay_equals_uninterrupted_to_the_bit(trained, step_records):
@@ -108,19 +109,19 @@ def test_adapters_resume_to_the_bit(trained, step_records):
 
 @pytest.mark.parametrize("name", ADAPTED)
 def test_adapters_learn_the_same_at_every_layout(trained, token_folder, step_records, name):
-    ours, theirs = (CheckpointReader(token_folder / f"runs/sft_{which}/checkpoints/step_0000003") for which in (name, "lora"))
-    assert ours.keys() == theirs.keys()
+    """Compared after the second step, the first that moves A; in the third a token may already go to another expert."""
+    ours, theirs = (CheckpointReader(token_folder / f"runs/sft_{which}/checkpoints/step_0000002") for which in (name, "lora"))
+    keys, moments = theirs.keys(), "optimizer.state.exp_avg."
     adapters = {key for key in theirs.weight_keys() if ".adapter." in key}
     assert len(adapters) == 8, "A and B beside qkv, proj, fc1 and fc2"
-    moments = {key.removeprefix("optimizer.state.exp_avg.") for key in theirs.keys() if key.startswith("optimizer.state.exp_avg.")}
-    assert moments == adapters
+    assert ours.keys() == keys and {key.removeprefix(moments) for key in keys if key.startswith(moments)} == adapters
     begun = CheckpointReader(token_folder / "runs/sft_begin/checkpoints/step_0000001")
     assert all(bool((ours.read(key)[:2000] == begun.read(key)[:2000]).all()) for key in begun.weight_keys())
     for key in adapters:
-        our, their = (reader.read(f"optimizer.state.exp_avg.{key}") for reader in (ours, theirs))
-        assert their.any() and (our - their).norm() < 1e-3 * their.norm(), key
+        our, their = (reader.read(moments + key) for reader in (ours, theirs))
+        assert their.any() and (our - their).norm() < 1e-4 * their.norm(), key
     our, their = (step_records(f"sft_{which}") for which in (name, "lora"))
-    for step in (1, 2, 3):
+    for step in (1, 2):
         assert our[step]["loss"] == pytest.approx(their[step]["loss"], rel=1e-6)
         assert our[step]["grad_norm"] == pytest.approx(their[step]["grad_norm"], rel=1e-4)
     assert their[3]["loss"] < their[1]["loss"]
