@@ -195,13 +195,13 @@ def source_lines(config: RunConfig) -> Iterator[str]:
 def _token_sets_on_disk(config: RunConfig) -> tuple[dict[str, float], list[str]]:
     try:
         from megatron_jmed.corpus.tokens import load_token_set
-        from megatron_jmed.data.sources import tokens_an_epoch
+        from megatron_jmed.data.sources import budget_tokens
     except ModuleNotFoundError as missing:
         return {}, [f"token sets on disk were not looked at ({missing.name} is not installed here); sizes are the declared ones"]
     known, notes = {}, []
     for source in config.data.blend:
         try:
-            known[source.name] = tokens_an_epoch(config, load_token_set(source.path))
+            known[source.name] = budget_tokens(config, load_token_set(source.path))
         except CorpusError as error:
             notes.append(f"data.blend source {source.name!r}: {error}")
     return known, notes

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_jmed.config import RANDOM_INIT, RunConfig, problems, raise_problems
 from megatron_jmed.corpus.tokens import TokenSet
-from megatron_jmed.data.sources import load_token_sets, tokens_an_epoch
+from megatron_jmed.data.sources import budget_tokens, load_token_sets
 from megatron_jmed.errors import CheckpointError, ConfigError, CorpusError
 from megatron_jmed.model.precision import missing_for
 from megatron_jmed.model.transformer import transformer_config
@@ -107,7 +107,7 @@ def _epoch_problems(config: RunConfig, token_sets: list[TokenSet]) -> list[str]:
     limit = config.data.max_epochs
     if not limit or len(token_sets) != len(config.data.blend):
         return []
-    known = {source.name: tokens_an_epoch(config, token_set)
+    known = {source.name: budget_tokens(config, token_set)
              for source, token_set in zip(config.data.blend, token_sets, strict=True)}
     return [f"data.blend source {plan.name!r} would be read {plan.epochs:.2f} times, more than data.max_epochs={limit:g}; give it "
             "a smaller weight or the run a smaller budget, or plan the blend with tools/check_blend.py"
