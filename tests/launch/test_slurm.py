@@ -119,7 +119,7 @@ def start_stand_in(start, tmp_path: Path) -> Callable[..., tuple[str, Path]]:
         local = (REPOSITORY / "launch" / "clusters" / "local.toml").read_text()
         cluster = tmp_path / "stand_in.toml"
         local = local.replace("\nranks_per_node", f'\npython = "{python}"\nmax_idle_segments = 1\nranks_per_node', 1)
-        cluster.write_text(local + "[gate]\nenabled = false\n")
+        cluster.write_text(local.replace("[gate]", "[gate]\nenabled = false"))
         job, folder = start(name, *arguments, cluster=str(cluster))
         wait_for(lambda: "step 5" in output(folder), 30, "step 5")
         return job, folder
