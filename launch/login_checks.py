@@ -62,7 +62,10 @@ def login_problems(job: Job) -> list[str]:
     if job.cluster.scheduler != "slurm" or not shutil.which("sbatch"):
         return []
     command = [*command_of(job, Path("/run"))[:-2], str(REPOSITORY / "launch" / "train.sbatch"), "RUN"]
-    asked = subprocess.run([command[0], "--test-only", *command[1:]], capture_output=True, text=True, timeout=60)
+    try:
+        asked = subprocess.run([command[0], "--test-only", *command[1:]], capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return ["Slurm does not answer (sbatch --test-only, 60 s); try again later"]
     if asked.returncode == 0:
         return []
     said = [
