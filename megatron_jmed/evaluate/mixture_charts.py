@@ -79,7 +79,7 @@ def _cut_to(text: str, most: int) -> str:
 
 def effect_chart(alt: str, rows: Sequence[Effect], axis_label: str, width: int = WIDTH, unit: float = 1.0) -> str:
     """A dot and its interval a row, on an axis through zero; hollow and grey where the interval holds zero."""
-    label_width, text_width, row_height = 170, 150, 26
+    label_width, text_width, row_height = 130, 190, 26
     low, high = min(0.0, *(row.low for row in rows)), max(0.0, *(row.high for row in rows))
     to_x, ticks = _scale(low * unit, high * unit, label_width, width - text_width, 5)
     bottom = 10 + row_height * len(rows)
@@ -90,7 +90,7 @@ def effect_chart(alt: str, rows: Sequence[Effect], axis_label: str, width: int =
         tint = "var(--c1)" if tells else "var(--faint)"
         text = f"{row.value * unit:+.3g} ({row.low * unit:+.2g} to {row.high * unit:+.2g})"
         body += [
-            _label(label_width - 10, y + 4, row.label, 24, bold=tells),
+            _label(label_width - 10, y + 4, row.label, 19, bold=tells),
             _stroke(to_x(row.low * unit), y, to_x(row.high * unit), y, tint, 2.5),
             f'<circle cx="{to_x(row.value * unit):.1f}" cy="{y}" r="5" stroke="{tint}" stroke-width="2" '
             f'fill="{tint if tells else "var(--card)"}"><title>{escape(row.label)}: {text}</title></circle>',

@@ -115,9 +115,9 @@ def _ternary(alt: str, groups: Sequence[str], mixtures: Sequence[Mixture], ramp:
         ]
     (xa, ya), (xb, yb), (xc, yc) = map(place, ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
     body += [
-        _text(xa, ya + 32, f"all {groups[0]} (below ←)", "middle", bold=True),
-        _text(xb, yb + 32, f"all {groups[1]} (right)", "middle", bold=True),
-        _text(xc, yc - 12, f"all {groups[2]} (left)", "middle", bold=True),
+        _text(xa, ya + 32, f"all {groups[0]}", "middle", bold=True),
+        _text(xb, yb + 32, f"all {groups[1]}", "middle", bold=True),
+        _text(xc, yc - 12, f"all {groups[2]}", "middle", bold=True),
     ]
     body += [_mark(*place(m.shares), m, groups, ramp) for m in _last_on_top(mixtures)]
     bottom = top + height + 56

@@ -39,10 +39,11 @@ def mixture_figures(analysis: Analysis) -> list[str]:
     if proposal and proposal["is_distinguishable"]:
         mixtures.append(Mixture("proposal (predicted)", _ordered(analysis, proposal["shares"]), proposal["predicted"], "proposal"))
     caption = (
-        "Shares of the tokens really read. Circle: a run; square: the base mixture (its seeds lie on one place); diamond: "
-        "the proposal, in the colour of its predicted score. "
-        + {3: "A corner is text of one group alone; a number belongs to the corner named behind it."}.get(len(groups), "")
+        "Shares of the tokens really read. Circle: a run; square: the base mixture (its seeds lie on one place); diamond: the "
+        "proposal, in the colour of its predicted score."
     )
+    if len(groups) == 3:
+        caption += f" The numbers below are shares of {groups[0]}, at the right of {groups[1]}, at the left of {groups[2]}."
     return [figure(f"Mixtures by {target}", caption, simplex_plot(groups, mixtures, ramp, target))]
 
 
@@ -60,7 +61,14 @@ def runs_table(analysis: Analysis) -> str:
         for run in best_first
     ]
     note = "The best of many runs is also the luckiest: its score overstates its mixture by about the noise between seeds."
-    return table("Runs, best first", ["run", "seed", "tokens read", *groups, target], rows, num_texts=1, note=note, wide=False)
+    return table(
+        f"Runs by {target}, best first",
+        ["run", "seed", "tokens read", *groups, "score"],
+        rows,
+        num_texts=1,
+        note=note,
+        wide=len(groups) > 3,
+    )
 
 
 def effect_parts(analysis: Analysis) -> list[str]:
@@ -200,10 +208,16 @@ def mixed_model_parts(analysis: Analysis) -> list[str]:
         return []
     rows = [Effect(term["name"], term["effect"], term["low"], term["high"]) for term in model["terms"]]
     caption = (
-        f"{model['target']}: whether each question was answered right, by the shares (95% intervals), with runs and questions as "
-        f"random effects. Standard deviation between runs {number(model['sd_run'])}, between questions {number(model['sd_item'])}."
+        f"The probability of {model['target']} if all text were of one group, extrapolated from the mixtures, with 95% intervals; "
+        f"runs and questions are random effects. Standard deviation between runs {number(model['sd_run'])}, between questions {number(model['sd_item'])}."
     )
-    return [figure("Effects, questions taken one by one", caption, effect_chart("Terms of the mixed model", rows, "effect"))]
+    return [
+        figure(
+            "Effects, questions taken one by one",
+            caption,
+            effect_chart("Terms of the mixed model", rows, "probability at a share of 100%"),
+        )
+    ]
 
 
 def forgetting_parts(analysis: Analysis) -> list[str]:
