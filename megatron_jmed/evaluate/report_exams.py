@@ -75,7 +75,7 @@ def exam_parts(every: Sequence[Scores]) -> list[str]:
 
 def sitting_key(scores: Scores) -> tuple[Any, ...]:
     """What sittings must share to be compared: the questions and the way they were put."""
-    return tuple(scores.get(name) for name in ("exam_fingerprint", "template", "way", "target", "num_shots"))
+    return tuple(scores.get(name) for name in ("exam_fingerprint", "template", "way", "target", "chat", "num_shots"))
 
 
 def latest_of_each(every: Sequence[Scores]) -> list[Scores]:
@@ -121,7 +121,8 @@ def _overview(every: Sequence[Scores]) -> str:
     rows = []
     for scores in every:
         s = first_of(scores)
-        put = f"{scores.get('template', '')}, {METHOD_NAMES[scores['methods'][0]]}, {scores.get('num_shots', 0)} shown"
+        words = f"{scores.get('template', '')}{' in chat' if scores.get('chat') else ''}"
+        put = f"{words}, {METHOD_NAMES[scores['methods'][0]]}, {scores.get('num_shots', 0)} shown"
         tokens = scores.get("tokens")
         right = f"{s['num_correct']} / {s['num_scored']}"
         rows.append([
