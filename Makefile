@@ -15,7 +15,7 @@ test: $(VENV)/.installed
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
-	$(BIN)/shellcheck examples/*.sh launch/*.sbatch .ci/run
+	$(BIN)/shellcheck --external-sources examples/*.sh launch/*.sbatch launch/*.sh launch/*/*.sh tests/launch/*/*.sh .ci/run
 	$(BIN)/hadolint --failure-threshold error Dockerfile
 
 $(VENV)/.installed: setup.py

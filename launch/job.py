@@ -1,21 +1,21 @@
-"""Does a training job fit its cluster, and with what command and environment is it started?
+"""Does a training job fit its cluster, and with what environment is it started?
 
-In: a config, a cluster and what was asked for. Out: sentences that say what cannot work, the text of RUN/launch_env.sh,
-and the sbatch command. `place_and_time_problems` and `node_lines` serve any job (corpus_job.py). Nothing is read or
-written here.
+In: a config, a cluster and what was asked for. Out: sentences that say what cannot work, and the text of RUN/launch_env.sh.
+`place_and_time_problems` and `node_lines` serve any job (corpus_job.py, submit_tool.py). Nothing is read or written here.
 """
 
 import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from launch.cluster import Cluster, did_you_mean, walltime_seconds
+from launch.cluster import Cluster, Container, did_you_mean, walltime_seconds
 from megatron_jmed.config import RunConfig, problems
 from megatron_jmed.train.estimate import GIB, stage_memory
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-JOB_SCRIPT = REPOSITORY / "launch" / "train.sbatch"
+ESTIMATE_ERROR = 0.05  # of the memory that a step takes (benchmarks/plan.md)
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,9 @@ class Job:
     nodes: int
     ranks_per_node: int
     walltime: str
+    spares: int = 0  # nodes beyond `nodes` that the gate may put in the place of bad ones
+    segments: int = 1  # jobs submitted at once, each held for the end of the one before; 1 under Slurm: the job is requeued
+    account: str = ""
 
     @property
     def world_size(self) -> int:
@@ -43,6 +46,12 @@ def job_problems(config: RunConfig, job: Job) -> list[str]:
         gpus = f" ({cluster.gpus_per_node} GPUs)" if cluster.gpus_per_node else ""
         found.append(f"--ranks-per-node={job.ranks_per_node}: a node of {cluster.name}{gpus} takes 1 to "
                      f"{cluster.max_ranks_per_node}")
+    if job.segments < 1 or job.spares < 0:
+        found.append(f"--segments={job.segments} --spares={job.spares}: at least one segment, and no fewer than no spares")
+    if job.spares and not cluster.gate.enabled:
+        found.append(f"--spares={job.spares}: without a gate ({cluster.name}: gate.enabled=false) no node is ever replaced")
+    if cluster.scheduler != "slurm" and " " in str(Path(config.run_folder).absolute()):
+        found.append(f"run_folder={config.run_folder}: directives of {cluster.scheduler} cannot hold a space; name another folder")
     if config.precision.backend == "te" and not cluster.gpus_per_node:
         found.append(f'precision.backend="te" needs GPUs and {cluster.name} has none; set precision.backend="local" and '
                      'precision.compute="fp32" or "bf16"')
@@ -59,8 +68,9 @@ def _place_problems(job: Job) -> list[str]:
     if partition is None:
         return [f"--partition={job.partition}: {cluster.name} has no such partition"
                 f"{did_you_mean(job.partition, cluster.partitions)}; partitions: {', '.join(cluster.partitions)}"]
-    if not 1 <= job.nodes <= partition.max_nodes:
-        return [f"--nodes={job.nodes}: partition {job.partition} of {cluster.name} takes 1 to {partition.max_nodes}"]
+    if job.nodes < 1 or job.nodes + job.spares > partition.max_nodes:
+        spares = f" with {job.spares} spare(s)" if job.spares else ""
+        return [f"--nodes={job.nodes}{spares}: partition {job.partition} of {cluster.name} takes 1 to {partition.max_nodes}"]
     return []
 
 
@@ -81,52 +91,78 @@ def _time_problems(job: Job) -> list[str]:
 
 
 def _memory_problems(config: RunConfig, job: Job) -> list[str]:
-    """Stages whose weights, gradients and optimizer alone, which are exact, exceed a GPU."""
+    """Stages whose weights, gradients and optimizer, which are exact, or a step of which exceed a GPU."""
     limit = job.cluster.gpu_memory_gib
     if limit is None:
         return []
     found = []
     for stage in range(config.parallel.pp):
-        fixed = stage_memory(config, job.world_size, stage).state / GIB
-        if fixed > limit:
-            found.append(f"pipeline stage {stage} needs {fixed:.1f} GiB a rank for weights, gradients and optimizer, more than "
+        memory = stage_memory(config, job.world_size, stage)
+        state, least = memory.state / GIB, (memory.state + memory.peak * (1 - ESTIMATE_ERROR)) / GIB
+        if state > limit:
+            found.append(f"pipeline stage {stage} needs {state:.1f} GiB a rank for weights, gradients and optimizer, more than "
                          f"the {limit} GiB of a GPU; raise parallel.pp={config.parallel.pp} or parallel.ep="
                          f"{config.parallel.ep}, or take more nodes")
+        elif least > limit:
+            found.append(f"pipeline stage {stage} needs at least {least:.1f} GiB a rank, {state:.1f} of them for weights, "
+                         f"gradients and optimizer, more than the {limit} GiB of a GPU; recompute more than budget.recompute="
+                         f"{config.budget.recompute}, take smaller micro-batches, or ask tools/plan_run.py --advise")
     return found
 
 
-def sbatch_command(job: Job, run: Path) -> list[str]:
-    """The command that submits the run folder `run`."""
-    return [
-        "sbatch",
-        f"--job-name={job.name}",
-        f"--partition={job.partition}",
-        f"--nodes={job.nodes}",
-        f"--time={job.walltime}",
-        f"--signal=B:USR1@{job.cluster.save_margin_seconds}",  # B: to the job script alone, which asks the ranks to save
-        f"--output={run}/logs/%x-%j.out",
-        *job.cluster.sbatch_options,
-        str(JOB_SCRIPT),
-        str(run),
-    ]
-
-
-def launch_env(job: Job, run: Path, work_folder: Path, code_version: str) -> str:
-    """The text of RUN/launch_env.sh, which the job script sources: everything that a machine or a submission decides."""
-    cluster = job.cluster
+def launch_env(job: Job, run: Path, work_folder: Path, code_version: str, submission: int, submit: list[str]) -> str:
+    """The text of RUN/launch_env.sh, which segment.sh sources: everything that a machine or a submission decides."""
+    cluster, seconds = job.cluster, walltime_seconds(job.walltime)
+    container = _container_words(cluster.container)
+    srun = [*cluster.srun_options, *(container if cluster.container.kind == "pyxis" else ())]
+    comes_back = "requeue" if cluster.scheduler == "slurm" and job.segments == 1 else "chain"
     lines = [
-        f"# Written by launch/submit.py for the cluster {cluster.name}; sourced by launch/train.sbatch.",
-        *node_lines(cluster, work_folder, code_version),
+        f"# Written by launch/submit.py for the cluster {cluster.name}; sourced by launch/segment.sh.",
+        *node_lines(cluster, work_folder, code_version, run / "code"),
+        'HOST_PYTHON=python3   # outside of the container' if container else 'HOST_PYTHON=$PYTHON',
         f"RUN_FOLDER={shlex.quote(str(run))}",
+        f"SUBMISSION={submission}",
+        f"SCHEDULER={'slurm' if cluster.scheduler == 'slurm' else 'mpirun'}",
+        f"RANK_LAUNCHER={cluster.rank_launcher}",
+        f"COME_BACK={comes_back}",
+        f"NUM_NODES={job.nodes}",
         f"NPROC_PER_NODE={job.ranks_per_node}",
-        f"MASTER_PORT=$(({cluster.master_port_first} + SLURM_JOB_ID % {cluster.master_port_count}))",
-        f"SRUN_OPTIONS=({shlex.join(cluster.srun_options)})",
+        f"MAX_IDLE_SEGMENTS={cluster.max_idle_segments}",
+        f"SAVE_AFTER_SECONDS={seconds - cluster.save_margin_seconds}",
+        f"MASTER_PORT=$(({cluster.master_port_first} + JOB_NUMBER % {cluster.master_port_count}))",
+        f"HAS_GATE={1 if cluster.gate.enabled else ''}",
+        f"HAS_NETWORK_GATE={1 if cluster.gate.network else ''}",
+        f"GATE_SECONDS={cluster.gate.seconds}",
+        f"CONTAINER=({shlex.join(() if cluster.container.kind == 'pyxis' else container)})",
+        f"SRUN_OPTIONS=({shlex.join(srun)})",
+        f"MPIRUN_OPTIONS=({shlex.join(cluster.mpirun_options)})",
         f"TORCHRUN_OPTIONS=({shlex.join(cluster.torchrun_options)})",
+        f"EXPORTS=({shlex.join([*cluster.environment, 'PATH', 'LD_LIBRARY_PATH', 'PYTHONPATH'])})",
+        f"SUBMIT=({shlex.join(submit)})",
     ]
     return "\n".join(lines) + "\n"
 
 
-def node_lines(cluster: Cluster, work_folder: Path, code_version: str) -> list[str]:
+def _container_words(container: Container) -> list[str]:
+    """What stands before the command in a container, or, for pyxis, srun's options."""
+    mounts, image = ",".join(container.mounts), container.image
+    if container.kind == "apptainer":
+        binds = ["--bind", mounts] if mounts else []
+        return ["apptainer", "exec", "--nv", *binds, *container.options, image]
+    if container.kind == "enroot":
+        return ["enroot", "start", *(word for mount in container.mounts for word in ("--mount", mount)), *container.options, image]
+    if container.kind == "pyxis":
+        return [f"--container-image={image}", *([f"--container-mounts={mounts}"] if mounts else []), *container.options]
+    return []
+
+
+def gate_words(job: Job) -> dict[str, Any]:
+    """What RUN/gate.json tells the gate: the cluster's expectations of a node."""
+    cluster = job.cluster
+    return cluster.gate.model_dump() | {"gpus": cluster.gpus_per_node, "gpu_memory_gib": cluster.gpu_memory_gib}
+
+
+def node_lines(cluster: Cluster, work_folder: Path, code_version: str, code: Path = REPOSITORY) -> list[str]:
     """Shell lines that make a node ready for any job of ours: folder, setup, environment, PYTHON."""
     lines = [
         f"# Code version: {code_version}",
@@ -138,6 +174,6 @@ def node_lines(cluster: Cluster, work_folder: Path, code_version: str) -> list[s
     lines += [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
     return [
         *lines,
-        f'export PYTHONPATH={shlex.quote(str(REPOSITORY))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+        f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
         f"PYTHON={shlex.quote(cluster.python or sys.executable)}",
     ]

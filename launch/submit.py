@@ -1,12 +1,11 @@
-"""Plan and submit a training run on a Slurm cluster.
+"""Plan and submit a training run on a cluster.
 
 `python launch/submit.py RECIPE_OR_TOML --cluster NAME_OR_TOML --nodes N [--yes] [section.word=value ...]`
-Checks config and cluster, writes the run folder, prints what the run will cost and the sbatch command; only --yes submits.
+Checks config and cluster, writes the run folder, prints what the run will cost and the command; only --yes submits.
 Needs neither torch nor Megatron nor a GPU: it runs on a login node. All that is wrong is reported at once, exit code 2.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a login node need not have the package installed
 
 from launch.cluster import load_cluster
-from launch.job import Job, job_problems, sbatch_command
-from launch.run_files import live_job, missing_files, prepare, submit
+from launch.job import Job, job_problems
+from launch.login_checks import disk_problems, login_problems
+from launch.run_files import live_job, missing_files, prepare, printed_commands, submit
 from megatron_jmed.config import RunConfig, load_config, raise_problems
 from megatron_jmed.errors import ConfigError, run_tool
 from megatron_jmed.run_folder import RunFolder, changed_words
@@ -34,8 +34,11 @@ def main() -> None:
         nodes=words.nodes,
         ranks_per_node=cluster.ranks_per_node if words.ranks_per_node is None else words.ranks_per_node,
         walltime=words.time or cluster.walltime,
+        spares=words.spares,
+        segments=words.segments,
+        account=words.account,
     )
-    missing = missing_files(config)
+    missing = missing_files(config) + disk_problems(config, job) + login_problems(job)
     raise_problems(f"{config.name} on {cluster.name}", job_problems(config, job) + (missing if words.yes else []))
     folder = RunFolder(config.run_folder)
     if live := live_job(folder):
@@ -47,8 +50,12 @@ def main() -> None:
         print(line)
     for note in [*missing, *notes]:
         print(f"note        {note}")
-    print(f"command     {shlex.join(sbatch_command(job, folder.path.resolve()))}")
-    print(f"submitted   job {submit(config, job)}" if words.yes else "            not submitted; add --yes to submit")
+    for command in printed_commands(job, folder.path.resolve()):
+        print(f"command     {command}")
+    if not words.yes:
+        print("            not submitted; add --yes to submit")
+    for job_id in submit(config, job) if words.yes else ():
+        print(f"submitted   job {job_id}")
 
 
 def _arguments() -> argparse.Namespace:
@@ -60,6 +67,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--partition", help="default: the cluster's")
     parser.add_argument("--ranks-per-node", type=int, help="default: the cluster's")
     parser.add_argument("--time", help="walltime of one attempt, as hours:minutes:seconds (default: the cluster's)")
+    parser.add_argument("--spares", type=int, default=0, help="more nodes, for the gate to put in the place of bad ones")
+    parser.add_argument("--segments", type=int, default=1, help="jobs submitted at once, each held for the end of the one before "
+                        "(PBS, AGE; Slurm requeues one job)")
+    parser.add_argument("--account", default="", help="Slurm account (default: the cluster's, or your own default)")
     parser.add_argument("--job-name", help="default: the config's name")
     parser.add_argument("--yes", action="store_true", help="submit")
     return parser.parse_intermixed_args()  # changes may also follow the options
@@ -70,10 +81,12 @@ def _plan(config: RunConfig, job: Job, changes: list[str]) -> Iterator[str]:
     latest = folder.latest_checkpoint()
     beginning = f"goes on from {latest.name}" if latest else f"begins from {config.init} weights"
     yield f"run         {config.name} in {folder.path.resolve()}, {beginning}"
+    spares = f" (and {job.spares} spare)" if job.spares else ""
     for change in changes:
         yield f"changed     {change}"
-    yield (f"job         {job.name}: {job.nodes} nodes x {job.ranks_per_node} = {job.world_size} ranks on {job.cluster.name}, "
-           f"partition {job.partition}, {job.walltime} an attempt, saved {job.cluster.save_margin_seconds} s before its end")
+    yield (f"job         {job.name}: {job.nodes} nodes{spares} x {job.ranks_per_node} = {job.world_size} ranks on "
+           f"{job.cluster.name}, partition {job.partition}, {job.walltime} an attempt, saved "
+           f"{job.cluster.save_margin_seconds} s before its end")
     parameters = count_parameters(config.model, config.padded_vocab_size)
     yield f"parameters  {parameters.total:,} in all, {parameters.active:,} active for a token"
     for stage in range(config.parallel.pp):

@@ -122,6 +122,7 @@ class DataConfig(Section):
 
     blend: tuple[SourceConfig, ...] = ()
     attention: Literal["sequence", "document"] = Field("sequence", description="across documents, or within each alone")
+    pack: bool = Field(True, description="several conversations a sequence; false: one each, and padding")
     valid_ratio: float = Field(0.01, ge=0, lt=0.5, description="tail of every token set kept for validation")
     max_epochs: float = Field(0, ge=0, description="refuse a run that reads any source more often; 0: no limit")
     cache_folder: str = Field("", description="index cache; empty: inside the run folder")

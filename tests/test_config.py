@@ -16,7 +16,7 @@ def refusal(*changes: str, what: str = "tiny") -> str:
 def test_unknown_recipe_is_refused_with_the_nearest_and_all():
     message = refusal(what="llmjp_8x13")
     assert "did you mean 'llmjp_8x13b'?" in message
-    assert "llmjp_8x13b, llmjp_8x13b_fp8, llmjp_8x1p8b, tiny" in message
+    assert "llmjp_8x13b, llmjp_8x13b_fp8, llmjp_8x13b_sft, llmjp_8x1p8b, tiny, tiny_sft" in message
 
 
 @pytest.mark.parametrize(("change", "place", "right"), [

@@ -10,14 +10,16 @@ from megatron_jmed.recipes import RECIPES
 from megatron_jmed.train.dry_run import print_plan
 from megatron_jmed.train.estimate import count_parameters, stage_memory
 
-WORLD = {"tiny": 2, "llmjp_8x1p8b": 8, "llmjp_8x13b": 64, "llmjp_8x13b_fp8": 64}
+WORLD = {"tiny": 2, "tiny_sft": 2, "llmjp_8x13b_sft": 64, "llmjp_8x1p8b": 8, "llmjp_8x13b": 64, "llmjp_8x13b_fp8": 64}
 # (total, active) parameters with the padded vocabulary of the recipe. The published counts of the LLM-jp models are at
 # 99,487 rows: 97 rows x 2 matrices x hidden fewer.
 GOLDEN = {
     "tiny": (1_100_352, 508_992),
+    "tiny_sft": (1_100_352, 508_992),
     "llmjp_8x1p8b": (9_266_759_680, 2_924_677_120),
     "llmjp_8x13b": (73_163_822_080, 22_201_799_680),
     "llmjp_8x13b_fp8": (73_163_822_080, 22_201_799_680),
+    "llmjp_8x13b_sft": (73_163_822_080, 22_201_799_680),
 }
 
 

@@ -146,7 +146,7 @@ class ChatTemplate:
     """A chat template with the marks of its tokenizer. `name` is what errors call it."""
 
     def __init__(self, source: str, bos: str, eos: str, name: str = "the chat template"):
-        self.name, self.bos, self.eos = name, bos, eos
+        self.source, self.name, self.bos, self.eos = source, name, bos, eos
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _refuse
         try:
@@ -178,12 +178,18 @@ class ChatTemplate:
             if not answered.startswith(asked) or turn.content.strip() not in answered[len(asked):]:
                 raise CorpusError(f"{self.name}: no assistant span found: what it renders with add_generation_prompt, ending in "
                                   f"{asked[-20:]!r}, is not how the answer begins: {answered[max(0, len(asked) - 20):][:60]!r}")
-            pieces += [Piece(asked[len(done):], 0.0), Piece(answered[len(asked):], turn.weight)]
-            done = answered
+            learnt = self._as_far_as_written(answered[len(asked):])
+            pieces += [Piece(asked[len(done):], 0.0), Piece(learnt, turn.weight)]
+            done = asked + learnt
         rest = self.render(turns, add_generation_prompt=False)
         if not rest.startswith(done):
             raise CorpusError(f"{self.name} changes earlier turns when later ones come; take a template that only adds")
         return [*pieces, Piece(rest[len(done):], 0.0)] if rest != done else pieces
+
+    def _as_far_as_written(self, answer: str) -> str:
+        """Without the white space that a template may put behind the end mark, where a model has stopped writing."""
+        head, mark, behind = answer.rpartition(self.eos) if self.eos else ("", "", answer)
+        return head + mark if mark and not behind.strip() else answer
 
 
 def _refuse(message: str) -> None:
@@ -193,6 +199,19 @@ def _refuse(message: str) -> None:
 
 def llmjp_template() -> ChatTemplate:
     return ChatTemplate(LLMJP_TEMPLATE, "<s>", "</s>", "LLM-jp's chat template")
+
+
+def find_template(what: str) -> ChatTemplate:
+    """"llmjp", a Hugging Face folder, or a .jinja file (whose marks are then <s> and </s>)."""
+    if what == "llmjp":
+        return llmjp_template()
+    path = Path(what)
+    if path.is_dir():
+        return load_template(path)
+    try:
+        return ChatTemplate(path.read_text(encoding="utf-8"), "<s>", "</s>", str(path))
+    except (OSError, UnicodeDecodeError):
+        raise CorpusError(f"{what} is no chat template; give llmjp, a Hugging Face folder or a .jinja file") from None
 
 
 def load_template(hf_folder: Path) -> ChatTemplate:

@@ -218,12 +218,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def code_version() -> str:
-    """Version of this package, with `git describe` where it runs from a checkout: '0.1.0' or '0.1.0+3f2a1bc-dirty'."""
+    """Version of this package, with `git describe` where it runs from a checkout: '0.1.0' or '0.1.0+3f2a1bc-dirty'.
+
+    A snapshot of the code that launch/submit.py took holds it in the file CODE_VERSION.
+    """
+    root = Path(__file__).resolve().parents[2]
+    if (root / "CODE_VERSION").exists():
+        return (root / "CODE_VERSION").read_text(encoding="utf-8").strip()
     try:
         version = metadata.version("megatron_jmed")
     except metadata.PackageNotFoundError:
         version = "unknown"
-    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return version
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"]

@@ -54,9 +54,12 @@ from megatron_jmed.corpus.tokenizer import ENGINES, FAMILIES, Encoder, Engine, F
 from megatron_jmed.errors import CorpusError
 
 STAGE = "tokenize"
+CHAT_STAGE = "tokenize_chat"  # chat_tokens.py
 NAME = "tokens"
+WEIGHTS_NAME = f"{NAME}.weights"  # of conversations: how much each token counts in the loss
 OUTPUT_NAMES = (f"{NAME}.bin", f"{NAME}.idx", REMOVED)
 SENTENCES = "sentences"
+CONVERSATIONS = "conversations"
 # Enough that no worker waits for the reader, few enough that memory stays at some megabytes per worker.
 BATCHES_PER_WORKER = 3
 SECONDS_BETWEEN_LOG_LINES = 30.0
@@ -398,6 +401,10 @@ class TokenSet:
         return self.manifest.details.get("sequences") == SENTENCES
 
     @property
+    def is_conversations(self) -> bool:
+        return self.manifest.details.get("sequences") == CONVERSATIONS
+
+    @property
     def tokenizer_sha256(self) -> str:
         return self.tokenizer.sha256
 
@@ -410,9 +417,10 @@ def load_token_set(folder: str | Path) -> TokenSet:
     """Check a token set without reading its tokens (manifest, sizes, index) and describe it; CorpusError if damaged."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise CorpusError(f"token set {folder} does not exist; make it with tools/tokenize_corpus.py")
+        raise CorpusError(f"token set {folder} does not exist; make it with tools/tokenize_corpus.py (of conversations: "
+                          "tools/tokenize_chat.py)")
     manifest = load_manifest(folder)
-    if manifest.stage != STAGE:
+    if manifest.stage not in (STAGE, CHAT_STAGE):
         raise CorpusError(f"{folder} is the result of stage {manifest.stage!r}, not a token set")
     if "shard" in manifest.settings:
         raise CorpusError(f"{folder} is shard {manifest.settings['shard']} of a token set; tools/tokenize_corpus.py --merge")

@@ -18,6 +18,9 @@ class Batch:
     `document_BS` numbers the documents (or conversations) of each sequence, each in one piece with a number of its own: a
     token sees those of its number only. It covers the whole sequence on every context-parallel rank, because the tokens that
     are seen are on other ranks too. None: a token sees all that stand before it.
+
+    `loss_mask_BS` is the weight of each label in the loss. `mean_loss_weight`: what the micro-batches of the step weigh on
+    average, by which the loss of each is divided (see sft.py); None: each by its own number of tokens.
     """
 
     tokens_BS: torch.Tensor
@@ -26,6 +29,7 @@ class Batch:
     position_ids_BS: torch.Tensor
     source_B: torch.Tensor
     document_BS: torch.Tensor | None = None
+    mean_loss_weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,10 @@ def places_in_documents(document_BS: torch.Tensor) -> torch.Tensor:
 
 
 def batch_from_sample(sample: dict[str, Any], device: torch.device, cp_rank: int = 0, cp_size: int = 1,
-                      marks: DocumentMarks | None = None) -> Batch:
+                      marks: DocumentMarks | None = None, mean_loss_weight: float | None = None) -> Batch:
     """The Batch of a collated Megatron-Core sample (tokens, labels, loss_mask, position_ids, dataset_id) for one of the
-    context-parallel ranks that share it; with `marks`, tokens see their own document and positions begin anew with each.
+    context-parallel ranks that share it; with `marks`, or where the sample says its `document`s itself, tokens see their own
+    document and positions begin anew with each.
     """
     def move(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(device, non_blocking=True)
@@ -69,8 +74,8 @@ def batch_from_sample(sample: dict[str, Any], device: torch.device, cp_rank: int
     def mine(tensor_BS: torch.Tensor) -> torch.Tensor:
         return move(part_of_sequence(tensor_BS, 1, cp_rank, cp_size))
 
-    positions_BS, document_BS = sample["position_ids"], None
-    if marks:
+    positions_BS, document_BS = sample["position_ids"], sample.get("document")
+    if marks and document_BS is None:
         document_BS = document_numbers(sample["tokens"], marks)
         positions_BS = places_in_documents(document_BS)
     return Batch(
@@ -80,4 +85,5 @@ def batch_from_sample(sample: dict[str, Any], device: torch.device, cp_rank: int
         position_ids_BS=mine(positions_BS),
         source_B=move(sample["dataset_id"].long()),
         document_BS=None if document_BS is None else move(document_BS),
+        mean_loss_weight=mean_loss_weight,
     )

@@ -20,6 +20,12 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 
+from megatron_jmed.config import DataConfig
+from megatron_jmed.corpus.tokens import TokenSet
+from megatron_jmed.data.batch import DocumentMarks, document_numbers, places_in_documents
+from megatron_jmed.data.sft import ConversationRows
+from megatron_jmed.data.sources import conversations_name, part_of_documents
+
 
 class SourceSequences:
     """The sequences of one token set's documents `first` to `last`, epoch after epoch.
@@ -48,36 +54,58 @@ class SourceSequences:
         epoch, inside = divmod(int(index), self.num_sequences)
         return self.epochs[epoch][inside]
 
+    def loss_weight(self, indices: np.ndarray) -> float:
+        """What the labels of these sequences weigh together: 1 each."""
+        return float(len(indices) * self.config.sequence_length)
+
 
 class BlendedSequences(torch.utils.data.Dataset):
-    """The first N sequences of the order: sequence i is number `dataset_sample_index[i]` of source `dataset_index[i]`."""
+    """The first N sequences of the order: sequence i is number `dataset_sample_index[i]` of source `dataset_index[i]`.
 
-    def __init__(self, sources: list[SourceSequences], dataset_index: np.ndarray, dataset_sample_index: np.ndarray):
+    `marks` are those of its documents. Where conversations, which number themselves, are blended with documents, these are
+    numbered here.
+    """
+
+    def __init__(self, sources: list["SourceSequences | ConversationRows"], dataset_index: np.ndarray,
+                 dataset_sample_index: np.ndarray, marks: DocumentMarks | None = None):
         self.sources, self.dataset_index, self.dataset_sample_index = sources, dataset_index, dataset_sample_index
+        self.marks, self._has_conversations = marks, any(isinstance(source, ConversationRows) for source in sources)
         for number, source in enumerate(sources):
             source.build(int(np.count_nonzero(dataset_index == number)))
-
-    @property
-    def config(self) -> GPTDatasetConfig:
-        return self.sources[0].config
 
     def __len__(self) -> int:
         return len(self.dataset_index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = self.dataset_index[index]
-        return {"dataset_id": number, **self.sources[number][self.dataset_sample_index[index]]}
+        sample = self.sources[number][self.dataset_sample_index[index]]
+        if self._has_conversations and "document" not in sample:
+            document_1S = document_numbers(sample["tokens"][None], self.marks)
+            sample |= {"document": document_1S[0], "position_ids": places_in_documents(document_1S)[0]}
+        return {"dataset_id": number, **sample}
+
+    def mean_loss_weight(self, first: int, last: int, num_micro_batches: int) -> float | None:
+        """What the labels of sequences `first` to `last` weigh, for each of the micro-batches that they make up (see sft.py);
+        None where there are no conversations: every micro-batch weighs the same."""
+        if not self._has_conversations:
+            return None
+        numbers, indices = self.dataset_index[first:last], self.dataset_sample_index[first:last]
+        weights = [source.loss_weight(indices[numbers == number]) for number, source in enumerate(self.sources)]
+        return sum(weights) / num_micro_batches
 
 
-def open_sources(prefixes: list[str], valid_ratio: float, split: Split, config: GPTDatasetConfig) -> list[SourceSequences]:
-    """Each token set's documents of `split`: the last `valid_ratio` of them are for validation, the others for training."""
+def open_sources(token_sets: list[TokenSet], data: DataConfig, split: Split,
+                 config: GPTDatasetConfig) -> list[SourceSequences | ConversationRows]:
+    """Each token set's documents of `split`: the last `data.valid_ratio` of them are for validation, the others for training."""
     sources = []
-    for prefix in prefixes:
-        indexed = GPTDataset.build_low_level_dataset(prefix, config)
-        num_documents = GPTDataset.numel_low_level_dataset(indexed)
-        border = round((1 - valid_ratio) * num_documents)
-        documents = range(border) if split is Split.train else range(border, num_documents)
-        sources.append(SourceSequences(indexed, prefix, documents, split, config))
+    for number, token_set in enumerate(token_sets):
+        documents = part_of_documents(token_set.num_documents, data.valid_ratio, split.name)
+        if token_set.is_conversations:
+            sources.append(ConversationRows(token_set, documents, config.sequence_length, config.random_seed, data.pack,
+                                            Path(config.path_to_cache), conversations_name(number, split.name)))
+        else:
+            indexed = GPTDataset.build_low_level_dataset(token_set.prefix, config)
+            sources.append(SourceSequences(indexed, token_set.prefix, documents, split, config))
     return sources
 
 

@@ -1,4 +1,4 @@
-"""Token sets + blend -> the sequences of each step, through Megatron-Core's GPTDataset.
+"""Token sets + blend -> the sequences of each step, through Megatron-Core's GPTDataset, or for conversations through sft.py.
 
 Documents are packed one after the other into sequences of `seq_length`; attention and positions run across documents,
 as in the pre-training of LLM-jp-3, or (`data.attention`) stay within each; the last token of a document learns the first
@@ -40,7 +40,6 @@ class _TokenIds:
     """Stands for the tokenizer in Megatron-Core's dataset config: the ids are already written, none is special to it."""
 
     unique_identifiers: tuple[str, ...]  # becomes part of the index cache's name
-    marks: DocumentMarks
     eod: int = -1
     pad: int = -1  # no id in the data equals it, so no label is masked by mistake
     vocab_size: int | None = None
@@ -76,16 +75,15 @@ def _document_marks(token_sets: list[TokenSet]) -> DocumentMarks:
 
 def build_data(config: RunConfig, token_sets: list[TokenSet]) -> PretrainData:
     """The run's sequences; an index cache that is not there is built by rank 0 first. Collective over all ranks."""
-    prefixes = [token_set.prefix for token_set in token_sets]
-    weights = [source.weight for source in config.data.blend]
-    valid_ratio, (num_train, num_valid) = config.data.valid_ratio, num_sequences(config)
+    weights, marks = [source.weight for source in config.data.blend], _document_marks(token_sets)
+    num_train, num_valid = num_sequences(config)
 
     def build(cache: Path) -> tuple[BlendedSequences, BlendedSequences | None]:
         dataset_config = _dataset_config(config, token_sets, cache)
-        train = BlendedSequences(open_sources(prefixes, valid_ratio, Split.train, dataset_config),
-                                 *blend(weights, num_train, cache))
-        valid = BlendedSequences(open_sources(prefixes, valid_ratio, Split.valid, dataset_config),
-                                 *take_turns(len(prefixes), num_valid)) if num_valid else None
+        train = BlendedSequences(open_sources(token_sets, config.data, Split.train, dataset_config),
+                                 *blend(weights, num_train, cache), marks)
+        valid = BlendedSequences(open_sources(token_sets, config.data, Split.valid, dataset_config),
+                                 *take_turns(len(token_sets), num_valid), marks) if num_valid else None
         return train, valid
 
     caches, made_for = index_cache_of(config, token_sets)
@@ -100,7 +98,7 @@ def _dataset_config(config: RunConfig, token_sets: list[TokenSet], cache: Path) 
         sequence_length=config.budget.seq_length,
         split="1,0,0",  # read by Megatron-Core's builder alone, which is not used; it must be given
         path_to_cache=str(cache),
-        tokenizer=_TokenIds(tuple(t.tokenizer_sha256 for t in token_sets), _document_marks(token_sets)),
+        tokenizer=_TokenIds(tuple(t.tokenizer_sha256 for t in token_sets)),
         reset_position_ids=False,
         reset_attention_mask=False,
         eod_mask_loss=False,
@@ -139,7 +137,7 @@ def batches(config: RunConfig, dataset: BlendedSequences, groups: Groups, start_
     """This rank's micro-batches of steps `start_step` to `num_steps`, in order."""
     sampler = _RankSequences(start_step, num_steps, config.budget.global_batch_size, config.budget.micro_batch_size,
                              groups.dp.rank(), groups.dp.size())
-    return _as_batches(config, dataset, groups, _loaded(config, dataset, sampler, device), device)
+    return _as_batches(config, dataset, groups, sampler, _loaded(config, dataset, sampler, device), device)
 
 
 def train_batches(config: RunConfig, data: PretrainData, groups: Groups, start_step: int, device: torch.device) -> Iterator[Batch]:
@@ -150,7 +148,7 @@ def train_batches(config: RunConfig, data: PretrainData, groups: Groups, start_s
     if config.log.hash_batches:
         hashes = BatchHashes(RunFolder(config.run_folder), torch.distributed.get_rank(), config.budget.global_batch_size)
         samples = hashes.recorded(iter(sampler), samples)
-    return _as_batches(config, data.train, groups, samples, device)
+    return _as_batches(config, data.train, groups, sampler, samples, device)
 
 
 def _loaded(config: RunConfig, dataset: BlendedSequences, sampler: _RankSequences,
@@ -165,10 +163,15 @@ def _loaded(config: RunConfig, dataset: BlendedSequences, sampler: _RankSequence
     return iter(loader)
 
 
-def _as_batches(config: RunConfig, dataset: BlendedSequences, groups: Groups, samples: Iterator[dict[str, Any]],
-                device: torch.device) -> Iterator[Batch]:
-    marks = dataset.config.tokenizer.marks if config.data.attention == "document" else None
-    return (batch_from_sample(sample, device, groups.cp.rank(), groups.cp.size(), marks) for sample in samples)
+def _as_batches(config: RunConfig, dataset: BlendedSequences, groups: Groups, sampler: _RankSequences,
+                samples: Iterator[dict[str, Any]], device: torch.device) -> Iterator[Batch]:
+    marks = dataset.marks if config.data.attention == "document" else None
+    size, step, weight = config.budget.global_batch_size, None, None
+    for numbers, sample in zip(sampler, samples, strict=True):
+        if step != numbers[0] // size:
+            step = numbers[0] // size
+            weight = dataset.mean_loss_weight(step * size, (step + 1) * size, size // config.budget.micro_batch_size)
+        yield batch_from_sample(sample, device, groups.cp.rank(), groups.cp.size(), marks, weight)
 
 
 def _ignore_job_signals(_worker: int) -> None:
@@ -189,8 +192,13 @@ def blend_account(config: RunConfig, token_sets: list[TokenSet], data: PretrainD
     skipped_done = config.data.num_skipped(num_steps_done)
     total_weight = sum(source.weight for source in config.data.blend)
     sources = []
-    for source, token_set, plan, done in zip(config.data.blend, token_sets, planned, consumed, strict=True):
+    rows = zip(config.data.blend, token_sets, data.train.sources, planned, consumed, strict=True)
+    for source, token_set, sequences_of, plan, done in rows:
         train_tokens = token_set.num_tokens * (1 - config.data.valid_ratio)
+        packed = {}
+        if token_set.is_conversations:  # a row counts whole, with what is left over
+            train_tokens = sequences_of.num_sequences * seq_length
+            packed = {"sequences_an_epoch": sequences_of.num_sequences, "fill_ratio": sequences_of.fill_ratio}
         sources.append({
             "name": source.name,
             "path": source.path,
@@ -202,6 +210,7 @@ def blend_account(config: RunConfig, token_sets: list[TokenSet], data: PretrainD
             "consumed_tokens": done * seq_length,
             "epochs": done * seq_length / train_tokens,
             "planned_epochs": plan * seq_length / train_tokens,
+            **packed,
         })
     return {"total_tokens": sum(planned) * seq_length, "consumed_tokens": sum(consumed) * seq_length,
             "skipped_tokens": skipped_done * config.tokens_per_step, "sources": sources}

@@ -1,7 +1,8 @@
 """How much of what has a run read up to a step? Tokens, epochs and unique documents, by source and by language.
 
 In: a Replay (replay.py) and a step. Out: plain numbers. Invariant: the tokens by source are those of RUN/blend.json, and
-they are the sums of what was read of each document.
+they are the sums of what was read of each document. (Of conversations the tokens themselves are counted here, and in blend.json the
+rows that they fill, with what is left over.)
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from megatron_jmed.corpus.provenance import MIXED
-from megatron_jmed.data.replay import EpochOrder, Replay
+from megatron_jmed.data.index_arrays import EpochOrder
+from megatron_jmed.data.replay import Replay
 from megatron_jmed.errors import ConfigError
 
 POSITIONS_AT_ONCE = 2**22
@@ -81,6 +83,10 @@ def _tokens_read(order: EpochOrder, lengths: np.ndarray, is_read: np.ndarray, se
     Sample s is the stream's tokens s*S to (s+1)*S, so the tokens read before any place of the stream follow from the
     samples read before it.
     """
+    if order.is_whole:
+        is_read = np.repeat(is_read, np.diff(order.sample_index[:, 0]))
+        yield order.document_index, lengths[order.document_index] * is_read
+        return
     read_before = np.concatenate([[0], np.cumsum(is_read, dtype=np.int64)])
     is_read = np.append(is_read, False)  # what no sample holds: the stream's rest
     place = 0

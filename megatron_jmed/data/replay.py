@@ -14,6 +14,7 @@ The last three are arrays of Megatron-Core's GPTDataset, one of each for every e
 documents of the training part in the epoch's order. Laid end to end they are a stream of tokens, and sample s is its tokens
 s*S to (s+1)*S as inputs, and one more as the last label; that last one is the first input of sample s + 1. So a sequence
 has S + 1 tokens and counts as S, and a document whose first token is only a label there is listed with the tokens 0 to 1.
+Of a conversation set (sft.py) a sample is a row, which holds the whole conversations from position to position.
 
 Invariant: the tokens that are found here are those that the loop fed (tests compare hashes, `log.hash_batches`). Steps
 count from 1, as in metrics.jsonl; those of `data.skip_steps` are marked and count as not read.
@@ -32,18 +33,11 @@ from megatron_jmed.config import RunConfig
 from megatron_jmed.corpus.indexed import TokenIndex, read_index
 from megatron_jmed.corpus.listing import Listing, load_listing
 from megatron_jmed.corpus.tokens import TokenSet
+from megatron_jmed.data.index_arrays import EPOCH_ARRAYS, EpochOrder
 from megatron_jmed.data.index_cache import find_cache
-from megatron_jmed.data.sources import index_cache_of
+from megatron_jmed.data.packing import filled_row
+from megatron_jmed.data.sources import conversations_name, index_cache_of
 from megatron_jmed.errors import ConfigError, CorpusError
-
-
-@dataclass(frozen=True)
-class EpochOrder:
-    """In which order one source is read in one epoch: Megatron-Core's three arrays of its training part."""
-
-    document_index: np.ndarray  # [positions]
-    sample_index: np.ndarray  # [samples + 1, 2]
-    shuffle_index: np.ndarray  # [samples]
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,7 @@ class Replay:
     def _pieces_of(self, source: int, order: EpochOrder, sequences: np.ndarray, drawings: np.ndarray) -> Pieces:
         """Of global sequences that are all of one epoch of one source."""
         samples = order.shuffle_index[drawings].astype(np.int64)
-        counts = _first_position(order, samples + 1) - _first_position(order, samples) + 1
+        counts = _first_position(order, samples + 1) - _first_position(order, samples) + (not order.is_whole)
         rows = np.repeat(np.arange(len(samples)), counts)
         before = np.cumsum(counts) - counts
         positions = _first_position(order, samples)[rows] + np.arange(len(rows)) - before[rows]
@@ -122,6 +116,8 @@ class Replay:
         batch = self.config.budget.global_batch_size
         documents = order.document_index[positions].astype(np.int64)
         (first, begin), (last, end) = (order.sample_index[which].astype(np.int64).T for which in (samples, samples + 1))
+        if order.is_whole:
+            first = last = np.full_like(first, -1)  # no position is cut
         return Pieces(
             step=sequences // batch + 1,
             sequence=sequences % batch,
@@ -150,6 +146,8 @@ class Replay:
         firsts = np.ascontiguousarray(order.sample_index[:, 0])
         lowest = np.maximum(np.searchsorted(firsts, positions, side="left") - 1, 0)
         highest = np.minimum(np.searchsorted(firsts, positions, side="right") - 1, len(order.shuffle_index) - 1)
+        if order.is_whole:
+            lowest = highest  # no sample begins with the last label of the one before
         counts = np.maximum(highest - lowest + 1, 0)
         rows = np.repeat(np.arange(len(positions)), counts)
         samples = lowest[rows] + np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]
@@ -196,8 +194,12 @@ class Replay:
         """The S + 1 ids of one sequence: its inputs and the last label."""
         pieces = self.pieces_of_steps(step, step)
         pieces = pieces.where(pieces.sequence == sequence)
-        rows = zip(pieces.source, pieces.document, pieces.begin, pieces.end, strict=True)
-        return np.concatenate([self._ids(*row) for row in rows])
+        ids = [self._ids(*row) for row in zip(pieces.source, pieces.document, pieces.begin, pieces.end, strict=True)]
+        token_set = self.token_sets[int(pieces.source[0])]
+        if not token_set.is_conversations:
+            return np.concatenate(ids)
+        row = filled_row(ids, ids, self.config.budget.seq_length, max(token_set.tokenizer.eos_id, 0))
+        return np.concatenate([row["tokens"], row["labels"][-1:]])
 
     def _ids(self, source: int, document: int, begin: int, end: int) -> np.ndarray:
         index = self.indices[source]
@@ -219,8 +221,8 @@ def open_replay(config: RunConfig, token_sets: list[TokenSet]) -> Replay:
 
 def replay_of(config: RunConfig, token_sets: list[TokenSet], data: Any) -> Replay:
     """The same for a run in progress, from its `PretrainData`."""
-    orders = [[EpochOrder(epoch.document_index, epoch.sample_index, epoch.shuffle_index) for epoch in source.epochs]
-              for source in data.train.sources]
+    orders = [[EpochOrder(epoch.document_index, epoch.sample_index, epoch.shuffle_index, token_set.is_conversations)
+               for epoch in source.epochs] for source, token_set in zip(data.train.sources, token_sets, strict=True)]
     return Replay(config, token_sets, data.train.dataset_index, data.train.dataset_sample_index, orders)
 
 
@@ -251,10 +253,22 @@ def _cached_orders(cache: Path, seed: int, token_sets: list[TokenSet]) -> list[l
         arrays = (_array(path, name) for name in ("document_index", "sample_index", "shuffle_index"))
         found[words["dataset_path"], words["random_seed"] - seed] = EpochOrder(*arrays)
     orders = []
-    for token_set in token_sets:
+    for number, token_set in enumerate(token_sets):
+        if token_set.is_conversations:
+            orders.append(_cached_rows(cache, conversations_name(number, "train")))
+            continue
         epochs = itertools.takewhile(lambda key: key in found, ((token_set.prefix, epoch) for epoch in itertools.count()))
         orders.append([found[key] for key in epochs])
     return orders
+
+
+def _cached_rows(cache: Path, name: str) -> list[EpochOrder]:
+    """The same of a conversation set (sft.py)."""
+    found = []
+    while (cache / f"{name}-epoch{len(found)}-shuffle_index.npy").exists():
+        arrays = (np.load(cache / f"{name}-epoch{len(found)}-{array}.npy", mmap_mode="r") for array in EPOCH_ARRAYS)
+        found.append(EpochOrder(*arrays, is_whole=True))
+    return found
 
 
 def _array(description: Path, name: str) -> np.ndarray:

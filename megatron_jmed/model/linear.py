@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
 
+from megatron_jmed.errors import ConfigError
 from megatron_jmed.kernels.accumulate import accumulate_
 from megatron_jmed.kernels.launch import runs_on
 from megatron_jmed.kernels.quantize import (
@@ -124,6 +125,13 @@ def hopper_product(left_MK: Quantized, right_NK: Quantized, dtype: torch.dtype) 
                        scale_recipe_b=kind_b, output_dtype=dtype)
 
 
+def _check_widths(weight_NK: torch.Tensor, how: Products) -> None:
+    if how.fp8 == "blockwise" and weight_NK.is_cuda and any(width % BLOCK for width in weight_NK.shape):
+        shape = " x ".join(map(str, weight_NK.shape))
+        raise ConfigError(f"a rank's part of a linear layer is {shape}, but blockwise fp8 on a GPU wants multiples of {BLOCK}; "
+                          'lower parallel.tp and etp, change the widths in model.*, or set precision.fp8_recipe="tensorwise"')
+
+
 def _layout(values_RK: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, F.ScalingType]:
     if scales.dim() == 0:
         return scales.reshape(1), F.ScalingType.TensorWise
@@ -165,6 +173,7 @@ class OwnColumnParallelLinear(ColumnParallelLinear):
     def __init__(self, *arguments, how: Products, **words):
         super().__init__(*arguments, **words)
         self.how = how
+        _check_widths(self.weight, how)
 
     def _forward_impl(self, input, weight, bias, gradient_accumulation_fusion, allreduce_dgrad, sequence_parallel,
                       grad_output_buffer, wgrad_deferral_limit, tp_group):
@@ -183,6 +192,7 @@ class OwnRowParallelLinear(RowParallelLinear):
     def __init__(self, *arguments, how: Products, **words):
         super().__init__(*arguments, **words)
         self.how = how
+        _check_widths(self.weight, how)
 
     def _forward_impl(self, input, weight, bias, gradient_accumulation_fusion, allreduce_dgrad, sequence_parallel,
                       grad_output_buffer, tp_group):

@@ -38,3 +38,16 @@ def sip_medical() -> tuple[SourceConfig, ...]:
         SourceConfig(name=name, path=f"tokens/{name}", weight=billions, lang=lang, num_tokens=round(billions * 1e9))
         for name, lang, billions in kinds
     )
+
+
+def tiny_chat() -> tuple[SourceConfig, ...]:
+    """The invented conversations of `examples/data/chat` (tools/tokenize_chat.py)."""
+    return (SourceConfig(name="chat", path="runs/tiny_sft/tokens", weight=1.0, lang="ja"),)
+
+
+def instructions() -> tuple[SourceConfig, ...]:
+    """Japanese and English instructions, and medical questions, 150M tokens in all. Sizes are our assumption, to be replaced by
+    what `tools/tokenize_chat.py` wrote into the manifests."""
+    kinds = (("instructions_ja", "ja", 80), ("instructions_en", "en", 50), ("medical_questions_ja", "ja", 20))  # millions of tokens
+    return tuple(SourceConfig(name=name, path=f"tokens/{name}", weight=millions, lang=lang, num_tokens=millions * 1_000_000)
+                 for name, lang, millions in kinds)

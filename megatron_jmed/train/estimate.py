@@ -203,14 +203,15 @@ class SourcePlan:
     epochs: float | None
 
 
-def source_plans(config: RunConfig, known_tokens: dict[str, int]) -> list[SourcePlan]:
-    """Tokens and epochs by source; sizes from `known_tokens` (token sets on disk), else the recipe's declaration."""
+def source_plans(config: RunConfig, known_tokens: dict[str, float]) -> list[SourcePlan]:
+    """Tokens and epochs by source; what an epoch takes from `known_tokens` (data/sources.py), else from the declared size."""
     total_weight = math.fsum(source.weight for source in config.data.blend)
     plans = []
     for source in config.data.blend:
         share = source.weight / total_weight
         tokens = share * config.num_steps * config.tokens_per_step
-        size = known_tokens.get(source.name, source.num_tokens)
-        epochs = tokens / (size * (1 - config.data.valid_ratio)) if size else None
+        declared = source.num_tokens * (1 - config.data.valid_ratio) if source.num_tokens else None
+        size = known_tokens.get(source.name, declared)
+        epochs = tokens / size if size else None
         plans.append(SourcePlan(source.name, share, tokens, epochs))
     return plans

@@ -23,13 +23,17 @@ def _masked_loss(batch: Batch, num_sources: int, cp: torch.distributed.ProcessGr
 
     The schedule divides the sum by the number of tokens and of micro-batches before the backward pass, and gradients are
     averaged over data- and context-parallel ranks. So that this gives the mean over the tokens of all parts of the
-    sequences, however the loss mask lies, the number is that of all parts, and the sum is taken cp times.
+    sequences, however the loss mask lies, the number is that of all parts, and the sum is taken cp times. Where conversations
+    are read, every micro-batch is divided by the same number instead: the mean weight of the step's (data/sft.py says why).
     """
     losses_BS = token_losses_BS.float() * batch.loss_mask_BS
+    total = losses_BS.sum() * cp.size()
     by_source = torch.zeros(num_sources, 2, dtype=torch.float64, device=losses_BS.device)
     per_sequence = torch.stack([losses_BS.detach().double().sum(dim=1), batch.loss_mask_BS.double().sum(dim=1)], dim=1)
     by_source.index_add_(0, batch.source_B, per_sequence)
+    if batch.mean_loss_weight is not None:
+        return total / batch.mean_loss_weight, torch.ones((), dtype=torch.int, device=total.device), {"by_source": by_source}
     num_tokens = batch.loss_mask_BS.sum()
     if cp.size() > 1:
         torch.distributed.all_reduce(num_tokens, group=cp)
-    return losses_BS.sum() * cp.size(), num_tokens.int(), {"by_source": by_source}
+    return total, num_tokens.int(), {"by_source": by_source}

@@ -187,15 +187,16 @@ def source_lines(config: RunConfig) -> Iterator[str]:
     yield from (f"note: {note}" for note in notes)
 
 
-def _token_sets_on_disk(config: RunConfig) -> tuple[dict[str, int], list[str]]:
+def _token_sets_on_disk(config: RunConfig) -> tuple[dict[str, float], list[str]]:
     try:
         from megatron_jmed.corpus.tokens import load_token_set
+        from megatron_jmed.data.sources import tokens_an_epoch
     except ModuleNotFoundError as missing:
         return {}, [f"token sets on disk were not looked at ({missing.name} is not installed here); sizes are the declared ones"]
     known, notes = {}, []
     for source in config.data.blend:
         try:
-            known[source.name] = load_token_set(source.path).num_tokens
+            known[source.name] = tokens_an_epoch(config, load_token_set(source.path))
         except CorpusError as error:
             notes.append(f"data.blend source {source.name!r}: {error}")
     return known, notes

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_jmed.config import RANDOM_INIT, RunConfig, problems, raise_problems
 from megatron_jmed.corpus.tokens import TokenSet
-from megatron_jmed.data.sources import load_token_sets
+from megatron_jmed.data.sources import load_token_sets, tokens_an_epoch
 from megatron_jmed.errors import CheckpointError, ConfigError, CorpusError
 from megatron_jmed.model.precision import missing_for
 from megatron_jmed.model.transformer import transformer_config
@@ -102,10 +102,11 @@ def _tokenizer_problems(checkpoint: Path | None, token_sets: list[TokenSet]) -> 
 
 def _epoch_problems(config: RunConfig, token_sets: list[TokenSet]) -> list[str]:
     """Sources that the budget reads more often than `data.max_epochs`."""
-    limit, sizes = config.data.max_epochs, [token_set.num_tokens for token_set in token_sets]
-    if not limit or len(sizes) != len(config.data.blend):
+    limit = config.data.max_epochs
+    if not limit or len(token_sets) != len(config.data.blend):
         return []
-    known = {source.name: size for source, size in zip(config.data.blend, sizes, strict=True)}
+    known = {source.name: tokens_an_epoch(config, token_set)
+             for source, token_set in zip(config.data.blend, token_sets, strict=True)}
     return [f"data.blend source {plan.name!r} would be read {plan.epochs:.2f} times, more than data.max_epochs={limit:g}; give it "
             "a smaller weight or the run a smaller budget, or plan the blend with tools/check_blend.py"
             for plan in source_plans(config, known) if plan.epochs and plan.epochs > limit]

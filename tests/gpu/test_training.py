@@ -11,13 +11,21 @@ import torch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
-RUN = ["tiny", "parallel.ep=1", "budget.total_tokens=40960", "budget.eval_every_tokens=0", "init=runs/start"]
+# widths that cuBLASLt's blockwise fp8 takes
+WIDE = ["model.hidden_size=256", "model.ffn_hidden_size=256", "model.kv_channels=64", "model.num_query_groups=4",
+        "model.num_experts=4"]
+KERNELS = [f"kernels.{name}=true" for name in ("rmsnorm", "swiglu", "permute", "cross_entropy", "wgrad_accumulation")]
+RUN = ["tiny", *WIDE, "parallel.ep=1", "budget.total_tokens=40960", "budget.eval_every_tokens=0", "init=runs/start"]
 PRECISIONS = {
     "fp32_local": (["precision.compute=fp32"], 1e-3),
     "bf16_local": (["precision.compute=bf16"], 1e-2),
     "bf16_te": (["precision.compute=bf16", "precision.backend=te"], 1e-2),
     "fp8_te": (["precision.compute=fp8", "precision.backend=te", "precision.fp8_wgrad=true"], 1e-1),
+    "bf16_kernels": (["precision.compute=bf16", "precision.backend=jmed", *KERNELS], 1e-2),
     "fp8_jmed": (["precision.compute=fp8", "precision.backend=jmed"], 1e-1),
+    "fp8_kernels": (["precision.compute=fp8", "precision.backend=jmed", *KERNELS], 1e-1),
+    "fp8_kernels_wgrad": (["precision.compute=fp8", "precision.backend=jmed", "precision.fp8_wgrad=true", *KERNELS], 1e-1),
+    "fp8_tensorwise": (["precision.compute=fp8", "precision.backend=jmed", "precision.fp8_recipe=tensorwise", *KERNELS], 1e-1),
 }
 
 

@@ -10,14 +10,12 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SCRIPTS = Path(os.environ.get("MEGATRON_JMED_SLURM", REPOSITORY.parent / "shared" / "slurm"))
+SCRIPTS = Path(__file__).resolve().parent / "slurm"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL")
 
 
 def why_absent() -> str | None:
     """What is missing for a private cluster; None if it can be started."""
-    if not (SCRIPTS / "start-slurm.sh").exists():
-        return f"no start-slurm.sh in {SCRIPTS}; set MEGATRON_JMED_SLURM to the folder of the cluster scripts"
     if not shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin"):
         return "slurmctld is not installed (Debian: apt-get install slurm-wlm munge)"
     if os.geteuid() != 0:
@@ -28,12 +26,12 @@ def why_absent() -> str | None:
 
 
 class PrivateSlurm:
-    """Two fake nodes; `env` is what Slurm's commands need to find them."""
+    """Some fake nodes; `env` is what Slurm's commands need to find them."""
 
-    def __init__(self):
+    def __init__(self, num_nodes: int = 2, **settings: str):
         self.folder = tempfile.mkdtemp(prefix="slurm")  # short: munge's socket lies in it, and AF_UNIX ends at 107 letters
         self.env = {"SLURM_CI_DIR": self.folder, "SLURM_CI_PORT": str(_free_port()), "SLURM_CI_GRACE": "60",
-                    "SLURM_CONF": f"{self.folder}/slurm.conf"}
+                    "SLURM_CI_NODES": str(num_nodes), "SLURM_CONF": f"{self.folder}/slurm.conf", **settings}
         self._jobs: list[str] = []
 
     def start(self) -> None:
@@ -51,6 +49,17 @@ class PrivateSlurm:
 
     def command(self, *words: str, check: bool = True) -> str:
         return subprocess.run(words, env=os.environ | self.env, check=check, capture_output=True, text=True, timeout=60).stdout
+
+    def node(self, what: str, name: str) -> None:
+        """Boot a node, pull its plug (noticed after the timeout), or pull it and have Slurm notice at once: up, down, fail."""
+        subprocess.run([SCRIPTS / "node.sh", what, name], env=os.environ | self.env, check=True, timeout=30)
+
+    def on_node(self, name: str, *command: str) -> str:
+        """Run a command in the namespaces of a node, as its administrator."""
+        parent = Path(self.folder, "run", f"{name}.init").read_text().strip()
+        (pid,) = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        return subprocess.run(["nsenter", "--target", pid, "--mount", "--uts", *command], check=True, capture_output=True,
+                              text=True, timeout=30).stdout
 
     def remember(self, submitted: str) -> str:
         """The job id that submit.py printed."""
@@ -83,9 +92,9 @@ def wait_for(condition, seconds: float, what: str) -> str:
 
 
 def _free_port() -> int:
-    """A port such that it and the ports of two nodes (101 and 102 above it) are free."""
+    """A port such that it and the ports of up to four nodes (101 to 104 above it) are free."""
     for port in range(16_820, 19_000, 7):
-        if all(_is_free(number) for number in (port, port + 101, port + 102)):
+        if all(_is_free(number) for number in (port, *range(port + 101, port + 105))):
             return port
     raise RuntimeError("no free ports for a Slurm cluster between 16820 and 19102")
 

