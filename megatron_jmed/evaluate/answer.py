@@ -16,7 +16,7 @@ from typing import Any, Literal
 from megatron_jmed.errors import CheckpointError
 from megatron_jmed.evaluate.backend import Backend, OptionScores
 from megatron_jmed.evaluate.parse import parse_answer
-from megatron_jmed.evaluate.prompt import SEPARATOR, Target, option_texts, render_prompt
+from megatron_jmed.evaluate.prompt import SEPARATOR, TEMPLATES, Target, option_texts, render_prompt
 from megatron_jmed.evaluate.question import LETTERS, Question
 
 Way = Literal["likelihood", "generate"]
@@ -58,7 +58,8 @@ def answer_by_generation(
     able = [(q, examples) for q, examples in asked if why_not_scored(q, "generate") is None]
     prompts = [render_prompt(q, examples, template, target, chat) for q, examples in able]
     texts = backend.generate(prompts, max_new_tokens) if able else []
-    parts = {q.id: _written(q, text, prompt.is_chat) for (q, _), prompt, text in zip(able, prompts, texts, strict=True)}
+    asks_form = bool(TEMPLATES[template].introduction)
+    parts = {q.id: _written(q, text, prompt.is_chat, asks_form) for (q, _), prompt, text in zip(able, prompts, texts, strict=True)}
     return [facts_of(q, "generate") | parts.get(q.id, {}) for q, _ in asked]
 
 
@@ -87,13 +88,14 @@ def _compared(backend: Backend, question: Question, options: Sequence[str], scor
     }
 
 
-def _written(question: Question, text: str, is_chat: bool) -> dict[str, Any]:
+def _written(question: Question, text: str, is_chat: bool, asks_form: bool) -> dict[str, Any]:
     kept = text
     if not is_chat:
         for mark in NEXT_QUESTION:
             kept = kept.lstrip("\n").split(mark)[0]
     answer = parse_answer(kept, question)
-    return {"picked": {"generated": list(answer.picked)}, "text": kept, "is_compliant": answer.is_compliant}
+    said = {"picked": {"generated": list(answer.picked)}, "text": kept}
+    return said | ({"is_compliant": answer.is_compliant} if asks_form else {})
 
 
 def facts_of(question: Question, way: Way) -> dict[str, Any]:

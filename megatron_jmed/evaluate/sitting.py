@@ -179,6 +179,8 @@ def _identity(
         "demos_fingerprint": _fingerprint(pool),
         "batch_size": settings.batch_size,
     }
+    if identity["chat"] and (template := getattr(backend, "chat_template", None)):
+        identity["chat_template"] = template.name.removeprefix(f"{backend.folder}/")
     return identity | ({"max_new_tokens": settings.max_new_tokens} if settings.way == "generate" else {})
 
 
