@@ -93,7 +93,7 @@ def run_segment(scheduler: str, run: Path, number: int, environment: dict[str, s
 
 def test_a_chain_is_submitted_and_its_segments_go_on_from_each_other(site, submit, experiment: Path, tmp_path: Path):
     scheduler, cluster, environment = site
-    words = [experiment, "run_folder=runs/chain", "--cluster", cluster, "--nodes", 2, "--time", "00:00:05", "--segments", 4]
+    words = [experiment, "run_folder=runs/chain", "--cluster", cluster, "--nodes", 2, "--time", "00:00:04", "--segments", 4]
     planned = submit(tmp_path, *words, env=environment)
     assert planned.returncode == 0, planned.stderr
     hold = {"pbs": "-W depend=afterany:JOB_BEFORE", "age": "-hold_jid JOB_BEFORE"}[scheduler]
@@ -109,8 +109,8 @@ def test_a_chain_is_submitted_and_its_segments_go_on_from_each_other(site, submi
     script = (run / "job.sh").read_text()
     sign = PLACES[scheduler][1]
     directives = [line for line in script.splitlines() if line.startswith(sign)]
-    expected = {"pbs": [f"{sign} -l select=2:ncpus=192:mpiprocs=8:ngpus=8", f"{sign} -l walltime=0:00:05", f"{sign} -q rt_HF"],
-                "age": [f"{sign} -l node_f=2", f"{sign} -l h_rt=0:00:05", f"{sign} -cwd"]}[scheduler]
+    expected = {"pbs": [f"{sign} -l select=2:ncpus=192:mpiprocs=8:ngpus=8", f"{sign} -l walltime=0:00:04", f"{sign} -q rt_HF"],
+                "age": [f"{sign} -l node_f=2", f"{sign} -l h_rt=0:00:04", f"{sign} -cwd"]}[scheduler]
     assert set(expected) <= set(directives) and all("{" not in line for line in directives)
     shellcheck = Path(sys.executable).parent / "shellcheck"
     assert not shellcheck.exists() or subprocess.run([shellcheck, run / "job.sh"]).returncode == 0

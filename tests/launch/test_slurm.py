@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from private_slurm import ENDED, PrivateSlurm, wait_for, why_absent
-from stand_in import stand_in_cluster
+from stand_in import REPOSITORY, stand_in_cluster
 
 NUM_STEPS = 30  # see conftest.py
 
@@ -46,9 +46,12 @@ def losses(run: Path) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def plain_run(slurm: PrivateSlurm, start) -> Path:
-    """The folder of a run that nothing disturbed."""
-    job, run = start("plain")
+def plain_run(slurm: PrivateSlurm, start, tmp_path_factory) -> Path:
+    """The folder of a run that nothing disturbed; srun starts every rank, where the other run has torchrun."""
+    local = (REPOSITORY / "launch" / "clusters" / "local.toml").read_text()
+    cluster = tmp_path_factory.mktemp("cluster") / "each.toml"
+    cluster.write_text('rank_launcher = "scheduler"\n' + local)
+    job, run = start("plain", cluster=str(cluster))
     assert slurm.wait_state(job, *ENDED, seconds=180) == "COMPLETED", output(run)
     assert json.loads((run / "launch.json").read_text())["submissions"][0]["job_id"] == job
     return run
