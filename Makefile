@@ -10,8 +10,12 @@ BIN     = $(VENV)/bin
 demo: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/00_tiny.sh
 
+# What starts several processes itself comes alone, the rest on two workers.
+MULTI_PROCESS = tests/parallel tests/launch tests/test_story.py tests/data/test_index_cache.py
+
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(MULTI_PROCESS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(MULTI_PROCESS:%=--ignore=%) -n 2 --dist loadfile
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

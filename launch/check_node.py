@@ -121,7 +121,7 @@ def _best_seconds(torch: Any, device: str, work) -> float:
 def _gpus_under_load(torch: Any, devices: list[str]) -> list[dict[str, Any]]:
     for device in devices:
         a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-        for _ in range(500):  # about a second of work; the calls return at once
+        for _ in range(2000):  # about three seconds of work, longer than nvidia-smi takes; the calls return at once
             torch.matmul(a, a)
     gpus = parse_gpus(_answer("nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"))
     for device in devices:

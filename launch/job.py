@@ -113,13 +113,11 @@ def _memory_problems(config: RunConfig, job: Job) -> list[str]:
 def launch_env(job: Job, run: Path, work_folder: Path, code_version: str, submission: int, submit: list[str]) -> str:
     """The text of RUN/launch_env.sh, which segment.sh sources: everything that a machine or a submission decides."""
     cluster, seconds = job.cluster, walltime_seconds(job.walltime)
-    container = _container_words(cluster.container)
-    srun = [*cluster.srun_options, *(container if cluster.container.kind == "pyxis" else ())]
     comes_back = "requeue" if cluster.scheduler == "slurm" and job.segments == 1 else "chain"
     lines = [
         f"# Written by launch/submit.py for the cluster {cluster.name}; sourced by launch/segment.sh.",
         *node_lines(cluster, work_folder, code_version, run / "code"),
-        'HOST_PYTHON=python3   # outside of the container' if container else 'HOST_PYTHON=$PYTHON',
+        *container_lines(cluster),
         f"RUN_FOLDER={shlex.quote(str(run))}",
         f"SUBMISSION={submission}",
         f"SCHEDULER={'slurm' if cluster.scheduler == 'slurm' else 'mpirun'}",
@@ -133,14 +131,25 @@ def launch_env(job: Job, run: Path, work_folder: Path, code_version: str, submis
         f"HAS_GATE={1 if cluster.gate.enabled else ''}",
         f"HAS_NETWORK_GATE={1 if cluster.gate.network else ''}",
         f"GATE_SECONDS={cluster.gate.seconds}",
-        f"CONTAINER=({shlex.join(() if cluster.container.kind == 'pyxis' else container)})",
-        f"SRUN_OPTIONS=({shlex.join(srun)})",
+        f"SRUN_OPTIONS=({shlex.join([*cluster.srun_options, *pyxis_options(cluster)])})",
         f"MPIRUN_OPTIONS=({shlex.join(cluster.mpirun_options)})",
         f"TORCHRUN_OPTIONS=({shlex.join(cluster.torchrun_options)})",
         f"EXPORTS=({shlex.join([*cluster.environment, 'PATH', 'LD_LIBRARY_PATH', 'PYTHONPATH'])})",
         f"SUBMIT=({shlex.join(submit)})",
     ]
     return "\n".join(lines) + "\n"
+
+
+def container_lines(cluster: Cluster) -> list[str]:
+    """Shell lines: CONTAINER, what stands before a command in the container; HOST_PYTHON, the interpreter outside of it."""
+    kind = cluster.container.kind
+    words = [] if kind == "pyxis" else _container_words(cluster.container)
+    return [f"CONTAINER=({shlex.join(words)})", 'HOST_PYTHON=$PYTHON' if kind == "none" else 'HOST_PYTHON=python3']
+
+
+def pyxis_options(cluster: Cluster) -> list[str]:
+    """What srun and sbatch are told where Slurm itself starts the container."""
+    return _container_words(cluster.container) if cluster.container.kind == "pyxis" else []
 
 
 def _container_words(container: Container) -> list[str]:

@@ -47,12 +47,24 @@ def live_job(folder: RunFolder) -> str | None:
             if line.endswith(f" {folder.path.resolve()}"):  # the last word of the command that was submitted
                 number, state, *_ = line.split()
                 return f"{number} ({state})"
+        return _live_task(folder.path / "segments.jsonl")
     elif shutil.which("qstat"):
         for number in submitted_ids(folder.path / "launch.json"):
             words = ["-j", number] if number.isdigit() else [number]  # AGE's ids are numbers, PBS's have a server behind a dot
             if subprocess.run(["qstat", *words], capture_output=True).returncode == 0:
                 return f"{number} (queued or running)"
     return None
+
+
+def _live_task(segments: Path) -> str | None:
+    """The job of the last segment, if it is still queued: a task of a sweep has the sweep's folder in its command."""
+    lines = segments.read_text(encoding="utf-8").splitlines() if segments.exists() else []
+    if not lines:
+        return None
+    number = json.loads(lines[-1])["job"]
+    listed = subprocess.run(["squeue", "--noheader", f"--jobs={number}", "--format=%T"], capture_output=True, text=True)
+    state = listed.stdout.strip()
+    return f"{number} ({state})" if listed.returncode == 0 and state else None
 
 
 def submitted_ids(notes: Path) -> list[str]:

@@ -136,6 +136,11 @@ run_segment() {
   [ -e "$run/done" ] && { log "done at step $(latest_step)"; note end "done" 0; exit 0; }
   if [ -e "$run/stopped" ]; then
     if [ -n "${is_limit_near:-}" ] || is_preempted; then come_back 1; fi
+    if [ -n "${is_ended_by_scheduler:-}" ]; then   # another node died, or somebody cancelled: the scheduler knows what follows
+      log "saved at step $(latest_step) when the scheduler ended the job"
+      note end ended 3
+      exit 3
+    fi
     halt 3 "stopped at step $(latest_step), $(cut -d' ' -f2- "$run/stopped"): does not come back"
   fi
   if [ -e "$run/stalled" ]; then

@@ -11,7 +11,7 @@ exec >> "$run/logs/${PBS_JOBNAME:-$JOB_NAME}-$JOB_NUMBER.out" 2>&1   # appended 
 # shellcheck source=launch/segment.sh
 . "$run/code/launch/segment.sh" || { echo "$run has no code/launch/segment.sh; prepare it with launch/submit.py" >&2; exit 2; }
 limit_seconds=$(sed -n 's/^SAVE_AFTER_SECONDS=//p' "$run/launch_env.sh")
-(sleep "$limit_seconds"; kill -USR1 $$) > /dev/null 2>&1 &
-# shellcheck disable=SC2064   # this very process
-trap "pkill -P $! 2> /dev/null; kill $! 2> /dev/null" EXIT
+(trap 'kill "$sleep_pid"; exit' TERM; sleep "$limit_seconds" & sleep_pid=$!; wait "$sleep_pid"; kill -USR1 $$) > /dev/null 2>&1 &
+clock_pid=$!
+trap 'kill "$clock_pid"' EXIT   # and with it its sleep, which would keep the job alive
 run_segment

@@ -46,6 +46,10 @@ class ModelConfig(Section):
     init_method_std: float = Field(0.02, gt=0)
     aux_loss_coeff: float = Field(0.01, ge=0)
     z_loss_coeff: float = Field(0.0, ge=0)
+    lora_rank: int = Field(0, ge=0, description="train adapters of this rank and nothing else; 0: all weights")
+    lora_alpha: float = Field(32.0, gt=0, description="what adapters add is scaled by lora_alpha / lora_rank")
+    lora_targets: tuple[Literal["attention", "experts"], ...] = Field(
+        ("attention", "experts"), min_length=1, description="beside which linear layers; without experts, the MLP's are meant")
     mcore: dict[str, Any] = Field({}, description="verbatim fields of Megatron-Core's TransformerConfig")
 
 
@@ -382,7 +386,7 @@ def problems(config: RunConfig, world_size: int | None = None) -> list[str]:
     found += _kernels_problems(config)
     if config.init_moments and config.init == RANDOM_INIT:
         found.append('init_moments=true needs init="CHECKPOINT" of a run; random weights have no moments')
-    found += _watch_problems(config)
+    found += _watch_problems(config) + _lora_problems(config)
     return found + ([] if world_size is None else _world_problems(config, world_size))
 
 
@@ -551,6 +555,25 @@ def _kernels_problems(config: RunConfig) -> list[str]:
     if not config.model.num_experts:
         found += [f"kernels.{name}=true without experts (model.num_experts=0); set it to false" for name in ("swiglu", "permute")
                   if getattr(kernels, name)]
+    return found
+
+
+def _lora_problems(config: RunConfig) -> list[str]:
+    model, parallel, found = config.model, config.parallel, []
+    if not model.lora_rank:
+        return []
+    if config.precision.backend == "te":
+        found.append(f'model.lora_rank={model.lora_rank} is built into precision.backend="local" and "jmed", not "te", whose fused '
+                     'layers leave no place for adapters; set precision.backend="jmed"')
+    if "experts" in model.lora_targets and config.kernels.swiglu and model.num_experts:
+        found.append('kernels.swiglu=true computes experts in one piece, without their adapters; set kernels.swiglu=false, or '
+                     'model.lora_targets=["attention"]')
+    if "experts" in model.lora_targets and model.num_experts and parallel.etp not in (1, parallel.tp):
+        found.append(f"model.lora_rank={model.lora_rank} on experts needs parallel.etp of 1 or parallel.tp={parallel.tp}, not "
+                     f"{parallel.etp}: what is whole on every rank would count twice in the norm of the gradient")
+    if model.tied_embeddings and parallel.pp > 1:
+        found.append(f"model.lora_rank={model.lora_rank} with model.tied_embeddings=true needs parallel.pp=1: Megatron-Core sums "
+                     "the gradients of the embedding's copies, and a frozen one has none")
     return found
 
 

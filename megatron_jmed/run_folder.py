@@ -106,6 +106,11 @@ def check_same_model(checkpoint: Path, state: CheckpointState, model: ModelConfi
     differ = [f"model.{word} is {getattr(state.model, word)} in the checkpoint and {getattr(model, word)} in the config"
               for word in words if getattr(state.model, word) != getattr(model, word)
               and not (word == "vocab_size" and _blocks(state.model, model) == _blocks(model, model))]
+    lora = ("lora_rank", "lora_alpha", "lora_targets")
+    if state.model.lora_rank and any(getattr(state.model, word) != getattr(model, word) for word in lora):
+        says = [" ".join(f"model.{word}={getattr(one, word)}" for word in lora) for one in (state.model, model)]
+        raise CheckpointError(f"{checkpoint} holds adapters ({says[0]}; the config says {says[1]}); take the same words, or "
+                              "export it (tools/export_hf.py adds them to the weights), import that and begin from it")
     if differ:
         raise CheckpointError(f"{checkpoint}: a checkpoint of another model: " + "; ".join(differ))
 

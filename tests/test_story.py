@@ -69,6 +69,28 @@ def test_rehearsal_of_a_pre_training_stops_goes_on_further_and_says_what_it_read
     assert (work / "hf/config.json").exists()
 
 
+def test_tuned_model_knows_what_it_was_taught_in_words_it_has_not_read(run_folder):
+    """Asked in wordings that no conversation has, as a chat program asks; one answer in five is right by chance."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    told = tell("04_sft.sh", run_folder.parents[1])
+    assert "448 conversations, 488 answers" in told and "every record is a conversation" in told
+    tuned = run_folder.parent / "tiny_sft"
+    (source,) = json.loads((tuned / "blend.json").read_text())["sources"]
+    assert source["fill_ratio"] > 0.85 and source["epochs"] > 10
+    questions = [json.loads(line) for line in (REPO / "examples/data/qa_exam.jsonl").read_text(encoding="utf-8").splitlines()]
+    right = {}
+    for name in ("hf", "base_hf"):
+        tokenizer, model = AutoTokenizer.from_pretrained(tuned / name), AutoModelForCausalLM.from_pretrained(tuned / name)
+        right[name] = 0
+        for question in questions:
+            asked = [{"role": "user", "content": question["question"]}]
+            prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+            written = model.generate(**prompt, max_new_tokens=24, do_sample=False)[0, prompt["input_ids"].size(1) :]
+            right[name] += tokenizer.decode(written, skip_special_tokens=True) == question["choices"][question["answer"]]
+    assert right["hf"] >= 18 and right["base_hf"] == 0, right
+
+
 def test_the_model_has_learnt(run_folder):
     records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if "loss" in record]

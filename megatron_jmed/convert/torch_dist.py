@@ -132,13 +132,14 @@ def _read_saved(chunk: _Chunk) -> torch.Tensor:
 
 
 class CheckpointWeights:
-    """The weights of a finished checkpoint folder, as a source of slices; vocabulary padding is cut off."""
+    """The weights of a finished checkpoint folder, as a source of slices; vocabulary padding is cut off, adapters are added."""
 
     def __init__(self, folder: Path):
         self.name = str(folder)
         self.folder = folder
         state = load_state(folder)
-        self.model: ModelConfig = state.model
+        self._trained = state.model
+        self.model: ModelConfig = state.model.model_copy(update={"lora_rank": 0})  # of the weights as they are given out
         self._reader = CheckpointReader(folder)
         self._check(self._reader)
         self.dtype = self._reader.dtype(rows(self.model)[0].key)
@@ -148,13 +149,22 @@ class CheckpointWeights:
 
     def get(self, row: Row, index: tuple[int, ...]) -> torch.Tensor:
         tensor = self._reader.read(row.key, index)
+        a, b = adapter_keys(row)
+        if self._trained.lora_rank and a in self._adapters:
+            a_rK, b_PNr = (self._reader.read(key, index).float() for key in (a, b))
+            scale = self._trained.lora_alpha / self._trained.lora_rank
+            tensor = (tensor.float() + scale * (b_PNr.flatten(end_dim=1) @ a_rK)).to(tensor.dtype)
         return tensor[: self.model.vocab_size] if row.has_vocabulary else tensor
 
     def _check(self, reader: CheckpointReader) -> None:
         """Every tensor of the model is there with its shape, and no other weight."""
         found, expected = reader.weight_keys(), {row.key for row in rows(self.model)}
         wrong = [f"{key} is missing" for key in sorted(expected - found)]
-        extra = {key for key in found - expected if not key.endswith("_extra_state")}
+        known = {key for row in rows(self.model) for key in adapter_keys(row)} if self._trained.lora_rank else set()
+        self._adapters = found & known
+        if known and not self._adapters:
+            wrong.append(f"the adapters of model.lora_rank={self._trained.lora_rank} are missing")
+        extra = {key for key in found - expected - known if not key.endswith("_extra_state")}
         wrong += [f"{key} belongs to no part of the model" for key in sorted(extra)]
         for row in rows(self.model):
             if row.key not in found:
@@ -165,6 +175,11 @@ class CheckpointWeights:
                 wrong.append(f"{row.key} has shape {list(shape)}; state.json asks for {list(row.shape(self.model, vocab_rows))}")
         if wrong:
             raise CheckpointError(f"{self.folder}: {some_of(wrong)}")
+
+
+def adapter_keys(row: Row) -> tuple[str, str]:
+    """The keys of A [r, K] and B [P, N/P, r] beside a linear layer (model/lora.py)."""
+    return f"{row.key.removesuffix('weight')}adapter.a", f"{row.key.removesuffix('weight')}adapter.b"
 
 
 def write_checkpoint(folder: Path, weights: Any, state: CheckpointState, workers: int = 1) -> None:

@@ -84,15 +84,16 @@ def part_of_documents(num_documents: int, valid_ratio: float, split: Literal["tr
     return range(border) if split == "train" else range(border, num_documents)
 
 
-def tokens_an_epoch(config: RunConfig, token_set: TokenSet) -> float:
-    """How many tokens of the budget one reading of the training part takes; of conversations, the rows that they fill."""
+def budget_tokens(config: RunConfig, token_set: TokenSet) -> float:
+    """How many tokens of the budget one reading of a token set takes; of conversations, the rows that they fill."""
     if not token_set.is_conversations:
-        return token_set.num_tokens * (1 - config.data.valid_ratio)
+        return token_set.num_tokens
     part = part_of_documents(token_set.num_documents, config.data.valid_ratio, "train")
     num_tokens = np.array(read_index(Path(f"{token_set.prefix}.idx")).lengths[part.start : part.stop], dtype=np.int64)
     if len(num_tokens) == 0 or num_tokens.max() > config.budget.seq_length + 1:  # refused, elsewhere
         return float(token_set.num_tokens)
-    return float(packing(num_tokens, config.budget.seq_length, config.data.pack).num_rows * config.budget.seq_length)
+    num_rows = packing(num_tokens, config.budget.seq_length, config.data.pack).num_rows
+    return num_rows * config.budget.seq_length / (1 - config.data.valid_ratio)
 
 
 def conversations_name(number: int, split: str) -> str:

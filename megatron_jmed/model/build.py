@@ -16,6 +16,7 @@ from megatron_jmed.config import KernelsConfig, RunConfig
 from megatron_jmed.cpu import on_meta_device
 from megatron_jmed.model.head import head_losses
 from megatron_jmed.model.layers import decoder_spec
+from megatron_jmed.model.lora import add_adapters
 from megatron_jmed.model.transformer import transformer_config
 from megatron_jmed.parallel import Groups, device, is_first_stage, is_last_stage
 
@@ -59,6 +60,8 @@ def build_model(config: RunConfig, groups: Groups, chunk: int = 0) -> GPTModel:
     )
     if config.kernels.cross_entropy:
         model.kernels = config.kernels
+    if config.model.lora_rank:
+        add_adapters(model, config, groups)
     return model
 
 

@@ -24,8 +24,9 @@ from megatron.core.utils import unwrap_model
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_jmed.errors import CheckpointError
+from megatron_jmed.model.lora import is_adapter
 from megatron_jmed.parallel import Groups, from_rank_zero
-from megatron_jmed.run_folder import CheckpointState
+from megatron_jmed.run_folder import CheckpointState, load_state
 from megatron_jmed.train.writer import PendingSave
 
 
@@ -46,8 +47,14 @@ def save_checkpoint(folder: Path, state: CheckpointState, model: list[Distribute
 
 
 def load_model(folder: Path, model: list[torch.nn.Module], groups: Groups) -> None:
-    """Weights only, into a model without an optimizer, in the model's own precision. Collective over all ranks."""
-    loaded = _load(folder, {"model": _sharded_model(model, groups)})
+    """Weights only, into a model without an optimizer, in the model's own precision. Collective over all ranks.
+
+    From a checkpoint without adapters the model's own stay as they were drawn: they add nothing yet.
+    """
+    sharded = _sharded_model(model, groups)
+    if not load_state(folder).model.lora_rank:
+        sharded = {number: {key: value for key, value in chunk.items() if not is_adapter(key)} for number, chunk in sharded.items()}
+    loaded = _load(folder, {"model": sharded})
     _put_weights(model, loaded["model"])
 
 
@@ -95,10 +102,10 @@ def _load(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _put_weights(model: list[torch.nn.Module], weights: dict[int, dict[str, Any]]) -> None:
-    """Copy loaded weights into the model; only `_extra_state` may be absent."""
+    """Copy loaded weights into the model; only `_extra_state` and adapters may be absent."""
     for number, chunk in enumerate(model):
         answer = unwrap_model(chunk).load_state_dict(weights[number], strict=False)
-        missing = [key for key in answer.missing_keys if not key.endswith("_extra_state")]
+        missing = [key for key in answer.missing_keys if not key.endswith("_extra_state") and not is_adapter(key)]
         assert not missing and not answer.unexpected_keys, f"missing {missing}, unexpected {answer.unexpected_keys}"
 
 

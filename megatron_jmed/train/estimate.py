@@ -69,6 +69,25 @@ def count_parameters(model: ModelConfig, vocab_size: int | None = None) -> Param
     )
 
 
+def adapter_parameters(config: RunConfig, ranks_too: bool) -> tuple[int, int]:
+    """Parameters of a layer's adapters (model/lora.py): (dense ones, those of experts), of the whole layer or of one rank.
+
+    Beside a column-parallel layer B is split, beside a row-parallel one A; the other is whole on every rank.
+    """
+    model, parallel = config.model, config.parallel
+    tp, etp, ep = (parallel.tp, parallel.etp, parallel.ep) if ranks_too else (1, 1, 1)
+    hidden, heads = model.hidden_size, model.num_attention_heads * model.kv_channels
+    qkv = heads + 2 * model.num_query_groups * model.kv_channels
+
+    def mlp(split: int) -> int:
+        return model.lora_rank * (hidden + 2 * model.ffn_hidden_size // split + model.ffn_hidden_size // split + hidden)
+
+    dense = model.lora_rank * (hidden + qkv // tp + heads // tp + hidden) if "attention" in model.lora_targets else 0
+    if "experts" not in model.lora_targets:
+        return dense, 0
+    return (dense, model.num_experts // ep * mlp(etp)) if model.num_experts else (dense + mlp(tp), 0)
+
+
 def flops_a_token(config: RunConfig) -> float:
     """Forward and backward FLOPs a token: 6 for each active weight in a matrix product, and causal attention.
 
@@ -130,6 +149,11 @@ def stage_memory(config: RunConfig, world_size: int, stage: int, machine: Machin
         experts = layers * params.expert * params.num_experts // (parallel.ep * parallel.etp)
     else:
         dense, experts = dense + layers * params.expert // parallel.tp, 0
+    trained, trained_experts, of_stage = dense, experts, 0
+    if config.model.lora_rank:
+        trained, trained_experts = (layers * number for number in adapter_parameters(config, ranks_too=True))
+        dense, experts = dense + trained, experts + trained_experts
+        of_stage = layers * sum(adapter_parameters(config, ranks_too=False))
     copies = world_size // (parallel.tp * parallel.pp)  # context-parallel ranks share the optimizer's state too
     expert_copies = world_size // (parallel.ep * parallel.etp * parallel.pp)
     is_fp32 = config.precision.compute == "fp32"
@@ -143,11 +167,12 @@ def stage_memory(config: RunConfig, world_size: int, stage: int, machine: Machin
         stage=stage,
         params_on_rank=dense + experts,
         experts_on_rank=experts,
-        stage_params=ends + norms + layers * (params.attention_a_layer + params.num_experts * (params.expert + params.router_row)),
+        stage_params=ends + norms + of_stage + layers * (
+            params.attention_a_layer + params.num_experts * (params.expert + params.router_row)),
         weights=(4 if is_fp32 else 2) * (dense + experts) + fp8_copies,
-        gradients=BYTES_GRADIENT * (dense + experts),
+        gradients=BYTES_GRADIENT * (trained + trained_experts),
         # fp32 weights are their own masters
-        optimizer=(BYTES_OPTIMIZER - 4 * is_fp32) * (dense / copies + experts / expert_copies),
+        optimizer=(BYTES_OPTIMIZER - 4 * is_fp32) * (trained / copies + trained_experts / expert_copies),
         activations=layers_in_flight(config, world_size, stage) * layer.kept,
         head=head_bytes(config) if is_last else 0.0,
         rebuilt=layer.rebuilt,
@@ -189,8 +214,9 @@ def worst_stage(config: RunConfig, world_size: int, machine: Machine = H100) -> 
 
 def checkpoint_bytes(config: RunConfig) -> int:
     """One training checkpoint: weights, fp32 masters and two moments."""
-    weights = 4 if config.precision.compute == "fp32" else 2
-    return (weights + BYTES_OPTIMIZER) * count_parameters(config.model, config.padded_vocab_size).total
+    weights, total = 4 if config.precision.compute == "fp32" else 2, count_parameters(config.model, config.padded_vocab_size).total
+    adapters = config.model.num_layers * sum(adapter_parameters(config, ranks_too=False)) if config.model.lora_rank else 0
+    return weights * (total + adapters) + BYTES_OPTIMIZER * (adapters or total)
 
 
 @dataclass(frozen=True)
@@ -204,14 +230,14 @@ class SourcePlan:
 
 
 def source_plans(config: RunConfig, known_tokens: dict[str, float]) -> list[SourcePlan]:
-    """Tokens and epochs by source; what an epoch takes from `known_tokens` (data/sources.py), else from the declared size."""
+    """Tokens and epochs by source; sizes from `known_tokens` (token sets on disk, `budget_tokens` of data/sources.py), else the
+    recipe's declaration."""
     total_weight = math.fsum(source.weight for source in config.data.blend)
     plans = []
     for source in config.data.blend:
         share = source.weight / total_weight
         tokens = share * config.num_steps * config.tokens_per_step
-        declared = source.num_tokens * (1 - config.data.valid_ratio) if source.num_tokens else None
-        size = known_tokens.get(source.name, declared)
-        epochs = tokens / size if size else None
+        size = known_tokens.get(source.name, source.num_tokens)
+        epochs = tokens / (size * (1 - config.data.valid_ratio)) if size else None
         plans.append(SourcePlan(source.name, share, tokens, epochs))
     return plans

@@ -15,6 +15,7 @@ from megatron_jmed.train.cost import model_flops_a_second, step_time
 from megatron_jmed.train.estimate import (
     GIB,
     StageMemory,
+    adapter_parameters,
     checkpoint_bytes,
     count_parameters,
     flops_a_token,
@@ -58,6 +59,10 @@ def model_lines(config: RunConfig) -> Iterator[str]:
           f"{', tied embeddings' if model.tied_embeddings else ''}"
     yield f"parameters  total {padded.total:,}   active {padded.active:,}   (vocabulary padded to {config.padded_vocab_size:,})"
     yield f"            total {plain.total:,}   active {plain.active:,}   (vocabulary {config.model.vocab_size:,})"
+    if model.lora_rank:
+        adapters = model.num_layers * sum(adapter_parameters(config, ranks_too=False))
+        yield (f"adapters    {adapters:,} parameters of rank {model.lora_rank} are trained ({adapters / padded.total:.2%} of the "
+               "model); times below still count the gradients of all weights, which are not computed")
     yield (f"layout      TP{parallel.tp} PP{parallel.pp} VPP{parallel.vpp} EP{parallel.ep} ETP{parallel.etp} CP{parallel.cp}, "
            f"micro-batches of {config.budget.micro_batch_size}, recompute {config.budget.recompute}, "
            f"{config.precision.compute} ({config.precision.backend})")
@@ -190,13 +195,13 @@ def source_lines(config: RunConfig) -> Iterator[str]:
 def _token_sets_on_disk(config: RunConfig) -> tuple[dict[str, float], list[str]]:
     try:
         from megatron_jmed.corpus.tokens import load_token_set
-        from megatron_jmed.data.sources import tokens_an_epoch
+        from megatron_jmed.data.sources import budget_tokens
     except ModuleNotFoundError as missing:
         return {}, [f"token sets on disk were not looked at ({missing.name} is not installed here); sizes are the declared ones"]
     known, notes = {}, []
     for source in config.data.blend:
         try:
-            known[source.name] = tokens_an_epoch(config, load_token_set(source.path))
+            known[source.name] = budget_tokens(config, load_token_set(source.path))
         except CorpusError as error:
             notes.append(f"data.blend source {source.name!r}: {error}")
     return known, notes

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_jmed.config import RANDOM_INIT, RunConfig, problems, raise_problems
 from megatron_jmed.corpus.tokens import TokenSet
-from megatron_jmed.data.sources import load_token_sets, tokens_an_epoch
+from megatron_jmed.data.sources import budget_tokens, load_token_sets
 from megatron_jmed.errors import CheckpointError, ConfigError, CorpusError
 from megatron_jmed.model.precision import missing_for
 from megatron_jmed.model.transformer import transformer_config
@@ -58,6 +58,8 @@ def _find_beginning(config: RunConfig) -> tuple[Path | None, CheckpointState | N
     checkpoint = resumed or Path(config.init)
     state = load_state(checkpoint)
     check_same_model(checkpoint, state, config.model)
+    if config.init_moments and not resumed and config.model.lora_rank and not state.model.lora_rank:
+        raise ConfigError(f"init_moments=true: {checkpoint} has no moments of adapters, which begin anew; set init_moments=false")
     if resumed:
         changed_words(RunFolder(config.run_folder), config)
     return checkpoint, state
@@ -105,7 +107,7 @@ def _epoch_problems(config: RunConfig, token_sets: list[TokenSet]) -> list[str]:
     limit = config.data.max_epochs
     if not limit or len(token_sets) != len(config.data.blend):
         return []
-    known = {source.name: tokens_an_epoch(config, token_set)
+    known = {source.name: budget_tokens(config, token_set)
              for source, token_set in zip(config.data.blend, token_sets, strict=True)}
     return [f"data.blend source {plan.name!r} would be read {plan.epochs:.2f} times, more than data.max_epochs={limit:g}; give it "
             "a smaller weight or the run a smaller budget, or plan the blend with tools/check_blend.py"

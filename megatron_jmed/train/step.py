@@ -152,7 +152,7 @@ class Stepper:
         return self._summed_over_ranks(results, [False] * 3)[0]
 
     def _forget_fp8_weights(self) -> None:
-        for chunk in self._model:
+        for chunk in self._model if self._config.precision.compute == "fp8" else []:
             forget_fp8_weights(chunk.parameters())
 
     def _for_each_chunk(self, batches: Iterator[Batch]) -> list[Iterator[Batch]]:

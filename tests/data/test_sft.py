@@ -15,7 +15,7 @@ from megatron_jmed.data.packing import epoch_order, packing
 from megatron_jmed.data.pretrain import batches, blend_account, build_data
 from megatron_jmed.data.read_account import read_account
 from megatron_jmed.data.replay import open_replay
-from megatron_jmed.data.sources import load_token_sets, tokens_an_epoch
+from megatron_jmed.data.sources import budget_tokens, load_token_sets
 from megatron_jmed.errors import CorpusError
 
 CPU = torch.device("cpu")
@@ -129,7 +129,7 @@ def test_an_epoch_reads_every_conversation_once(pack, config_for, read):
     assert (rows == 60) if pack == "false" else rows < 28
     documents = [source._in_row(epoch, row) for epoch in range(1) for row in range(rows)]
     assert sorted(np.concatenate(documents)) == list(range(60))
-    assert tokens_an_epoch(config, token_sets[0]) == rows * LENGTH
+    assert budget_tokens(config, token_sets[0]) == rows * LENGTH
     assert source.fill_ratio == pytest.approx((token_sets[0].num_tokens - 60) / (rows * LENGTH))
 
 

@@ -76,7 +76,7 @@ class PrivateSlurm:
 
     def start_requeued(self, job: str) -> None:
         """Start a requeued job now, instead of after the lifetime of its credential."""
-        self.wait_state(job, "PENDING")
+        self.wait_state(job, "PENDING", seconds=120)
         time.sleep(2)  # the new credential must be younger than the old one
         self.command("scontrol", "update", f"JobId={job}", "StartTime=now")
 

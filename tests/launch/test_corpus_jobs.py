@@ -169,6 +169,32 @@ def test_a_failed_shard_cancels_the_merge_and_a_missing_one_is_named(slurm: Priv
     assert load_manifest(folder / "d").counts.dropped["broken_json"] == load_manifest(folder / "d").settings["max_bad"] == 9
 
 
+def test_of_eight_shards_one_fails_and_is_tried_again(slurm: PrivateSlurm, start, folder: Path):
+    (folder / "eight").mkdir()
+    lines = b"".join((folder / "raw" / f"{number}.jsonl").read_bytes() for number in range(5)).splitlines(True)
+    for number in range(8):
+        (folder / "eight" / f"{number}.jsonl").write_bytes(b"".join(lines[number * 20 : (number + 1) * 20]))
+    python = folder / "a python"  # whose file system fails once, in one shard
+    python.write_text(f"""#!/bin/bash
+case "$* ${{SLURM_RESTART_COUNT:-0}}" in *"--shard 5/8 0") echo "OSError: [Errno 5] Input/output error: 'eight'" >&2; exit 1 ;; esac
+exec {sys.executable} "$@"
+""")
+    python.chmod(0o755)
+    text = (REPOSITORY / "launch/clusters/local.toml").read_text()
+    (folder / "flaky.toml").write_text(f'python = "{python}"\n{text}')
+    array, merge = start("clean", "eight", "eighths", "--shards", 8, "--cluster", "flaky.toml", "--")
+    listed = ["squeue", "--noheader", "--array", f"--jobs={array}_5", "--states=PENDING", "--format=%A|%K|%r"]
+    # BeginTime: it has run, and waits for its next attempt
+    failed = wait_for(lambda: line if "BeginTime" in (line := slurm.command(*listed, check=False)) else "", 120, "shard 5 to wait")
+    assert failed.split("|")[1] == "5"
+    slurm.start_requeued(failed.split("|")[0])
+    assert slurm.wait_state(merge, *ENDED, seconds=120) == "COMPLETED", logs(folder / "eighths")
+    assert logs(folder / "eighths").count("file system: OSError: [Errno 5] Input/output error") == 1
+    assert "attempt 2" in logs(folder / "eighths") and load_manifest(folder / "eighths").counts.documents > 0
+    one = run_tool(folder, "tools/clean_corpus.py", "eight", "eighths_one", "--workers", 1)
+    assert one.returncode == 0 and result(folder / "eighths") == result(folder / "eighths_one")
+
+
 def test_at_the_time_limit_a_task_comes_back_if_it_had_finished_something(slurm: PrivateSlurm, start, folder: Path):
     stand_in = folder / "stand_in"
     stand_in.write_text(f"""#!{sys.executable}

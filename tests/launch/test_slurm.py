@@ -5,14 +5,13 @@ A private cluster of two fake nodes on this machine. Two tests run the real trai
 """
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from private_slurm import ENDED, PrivateSlurm, wait_for, why_absent
+from stand_in import REPOSITORY, stand_in_cluster
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_STEPS = 30  # see conftest.py
 
 pytestmark = pytest.mark.skipif(why_absent() is not None, reason=str(why_absent()))
@@ -24,8 +23,8 @@ def start(slurm: PrivateSlurm, submit, experiment: Path, tmp_path_factory) -> Ca
     folder = tmp_path_factory.mktemp("submitted")
 
     def run(name: str, *arguments: str, cluster: str = "local") -> tuple[str, Path]:
-        answer = submit(folder, experiment, f"run_folder=runs/{name}", "--cluster", cluster, "--nodes", 2, "--job-name",
-                        name, "--yes", *arguments, env=slurm.env)
+        answer = submit(folder, experiment, f"run_folder=runs/{name}", "log.every_steps=1", "--cluster", cluster, "--nodes", 2,
+                        "--job-name", name, "--yes", *arguments, env=slurm.env)
         assert answer.returncode == 0, answer.stderr
         return slurm.remember(answer.stdout), folder / "runs" / name
 
@@ -47,9 +46,12 @@ def losses(run: Path) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def plain_run(slurm: PrivateSlurm, start) -> Path:
-    """The folder of a run that nothing disturbed."""
-    job, run = start("plain")
+def plain_run(slurm: PrivateSlurm, start, tmp_path_factory) -> Path:
+    """The folder of a run that nothing disturbed; srun starts every rank, where the other run has torchrun."""
+    local = (REPOSITORY / "launch" / "clusters" / "local.toml").read_text()
+    cluster = tmp_path_factory.mktemp("cluster") / "each.toml"
+    cluster.write_text('rank_launcher = "scheduler"\n' + local)
+    job, run = start("plain", cluster=str(cluster))
     assert slurm.wait_state(job, *ENDED, seconds=180) == "COMPLETED", output(run)
     assert json.loads((run / "launch.json").read_text())["submissions"][0]["job_id"] == job
     return run
@@ -65,63 +67,28 @@ def test_trains_on_two_nodes(plain_run: Path):
 
 def test_saves_requeues_and_resumes_at_the_time_limit(slurm: PrivateSlurm, start, plain_run: Path):
     job, run = start("limit")
-    wait_for(lambda: f"step 3/{NUM_STEPS}" in output(run), 120, "step 3")
-    slurm.command("scancel", "--batch", "--signal=USR1", job)  # what --signal=B:USR1@N does N seconds before the limit
-    slurm.start_requeued(job)
+    for step in (3, 14):  # three segments
+        wait_for(lambda step=step: f"step {step}/{NUM_STEPS}" in output(run), 180, f"step {step}")
+        slurm.command("scancel", "--batch", "--signal=USR1", job)  # what --signal=B:USR1@N does N seconds before the limit
+        slurm.start_requeued(job)
     assert slurm.wait_state(job, *ENDED, seconds=180) == "COMPLETED", output(run)
-    assert slurm.field(job, "Restarts") == "1"
+    assert slurm.field(job, "Restarts") == "2"
     starts = json.loads((run / "run.json").read_text())["starts"]
-    assert len(starts) == 2 and 0 == starts[0]["step"] < starts[1]["step"] < NUM_STEPS
-    assert "attempt 2 on node001 node002" in output(run) and f"resume contract: step {starts[1]['step']}," in output(run)
+    assert len(starts) == 3 and 0 == starts[0]["step"] < starts[1]["step"] < starts[2]["step"] < NUM_STEPS
+    assert "attempt 3 on node001 node002" in output(run) and f"resume contract: step {starts[2]['step']}," in output(run)
     assert len(losses(run)) == NUM_STEPS and losses(run) == losses(plain_run)
     assert not (run / "stop").exists() and not (run / "stopped").exists()
 
 
 # --- the job script alone ------------------------------------------------------------------------------------------
 
-STAND_IN = """#!{python} -SE
-# Takes torchrun's arguments; the task of node 0 plays rank 0: 20 steps a second, a checkpoint when asked, else at the end.
-import os, pathlib, signal, sys, time
-if sys.argv[1:2] == ["-m"] and sys.argv[2].startswith("launch."):  # the gate and the reasons of failures are the real ones
-    os.execv("{python}", ["{python}", *sys.argv[1:]])
-asked = []
-for number in (signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(number, lambda *_: asked.append(1))
-run, step, last = pathlib.Path(sys.argv[-1]).parent, 0, {num_steps}
-if os.environ["SLURM_NODEID"] != "0":
-    while not asked and not (run / "stopped").exists() and not (run / "done").exists():
-        time.sleep(0.1)
-    sys.exit(0)
-saved = sorted(run.glob("checkpoints/step_*"))
-step = int(saved[-1].name[5:]) if saved else 0
-while step < last and not asked and not (run / "stop").exists():
-    time.sleep(0.05)
-    step += 1
-    print("step", step, flush=True)
-(run / f"checkpoints/step_{{step:07d}}").mkdir(parents=True)
-(run / f"checkpoints/step_{{step:07d}}/state.json").write_text("{{}}")
-if step == last:
-    (run / "done").write_text(f"{{step}}\\n")
-else:
-    (run / "stopped").write_text(f"{{step}} because somebody asked\\n")
-(run / "stop").unlink(missing_ok=True)
-"""
-
-
 @pytest.fixture
 def start_stand_in(start, tmp_path: Path) -> Callable[..., tuple[str, Path]]:
     """Submit the stand-in and wait until it trains."""
 
     def run(name: str, *arguments: str, num_steps: int = 100_000) -> tuple[str, Path]:
-        python = tmp_path / "stand_in"
-        python.write_text(STAND_IN.format(python=sys.executable, num_steps=num_steps))
-        python.chmod(0o755)
-        local = (REPOSITORY / "launch" / "clusters" / "local.toml").read_text()
-        cluster = tmp_path / "stand_in.toml"
-        local = local.replace("\nranks_per_node", f'\npython = "{python}"\nmax_idle_segments = 1\nranks_per_node', 1)
-        cluster.write_text(local + "[gate]\nenabled = false\n")
-        job, folder = start(name, *arguments, cluster=str(cluster))
-        wait_for(lambda: "step 5" in output(folder), 30, "step 5")
+        job, folder = start(name, *arguments, cluster=str(stand_in_cluster(tmp_path, num_steps)))
+        wait_for(lambda: "step 5" in output(folder), 60, "step 5")
         return job, folder
 
     return run

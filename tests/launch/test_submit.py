@@ -146,6 +146,45 @@ def test_what_sbatch_refuses_is_shown(submit, experiment: Path, no_slurm: Path, 
     assert not (tmp_path / "runs/tiny/launch.json").exists()
 
 
+def test_a_wrong_account_is_refused_with_the_users_accounts(submit, experiment: Path, no_slurm: Path, tmp_path: Path):
+    add_command(no_slurm, "sbatch", '[ "$1" = --test-only ] && echo "allocation failure: Invalid account or account/partition '
+                                    'combination specified" >&2; exit 1')
+    add_command(no_slurm, "sacctmgr", 'printf "medical|\\nmedical|gpu\\n"')
+    answer = submit(tmp_path, experiment, *LOCAL, "--account", "medcal", "--yes")
+    assert answer.returncode == 2 and "Slurm would refuse this job: Invalid account or account/partition" in answer.stderr
+    assert "yours are: medical, medical on gpu (--account)" in answer.stderr and not (tmp_path / "runs").exists()
+    planned = submit(tmp_path, experiment, *LOCAL, "--account", "medcal")
+    assert planned.returncode == 0 and "note        Slurm would refuse this job" in planned.stdout
+
+
+def test_a_disk_a_quota_an_image_and_a_python_that_are_not_there_are_named_together(submit, experiment: Path, tmp_path: Path):
+    local = (CLUSTERS / "local.toml").read_text()
+    words = 'storage_tb = 0.000001\npython = "/nowhere/python"\n'
+    (tmp_path / "mine.toml").write_text(words + local)
+    answer = submit(tmp_path, experiment, "--cluster", "mine.toml", "--nodes", 2, "--yes")
+    assert answer.returncode == 2 and "2 problems" in answer.stderr
+    assert "more than the quota of local, storage_tb=1e-06" in answer.stderr and "/nowhere/python is no program" in answer.stderr
+    container = '[container]\nkind = "apptainer"\nimage = "/nowhere/a.sif"\nmounts = ["/nowhere/data:/data"]\n'
+    (tmp_path / "mine.toml").write_text(local + container)
+    answer = submit(tmp_path, experiment, "--cluster", "mine.toml", "--nodes", 2, "--yes")
+    assert "container.image=/nowhere/a.sif does not exist" in answer.stderr and "/nowhere/data does not exist" in answer.stderr
+
+
+@pytest.mark.parametrize(("kind", "image", "container", "srun"), [
+    ("apptainer", "/i/a b.sif", "('apptainer' 'exec' '--nv' '--bind' '/d:/d,/e:/e' '/i/a b.sif')", "()"),
+    ("enroot", "jmed", "('enroot' 'start' '--mount' '/d:/d' '--mount' '/e:/e' 'jmed')", "()"),
+    ("pyxis", "/i/a.sqsh", "()", "('--container-image=/i/a.sqsh' '--container-mounts=/d:/d,/e:/e')"),
+])
+def test_a_word_puts_the_ranks_in_a_container(submit, experiment: Path, tmp_path: Path, kind, image, container, srun):
+    text = (CLUSTERS / "local.toml").read_text()
+    (tmp_path / "mine.toml").write_text(f'{text}[container]\nkind = "{kind}"\nimage = "{image}"\nmounts = ["/d:/d", "/e:/e"]\n')
+    assert submit(tmp_path, experiment, "--cluster", "mine.toml", "--nodes", 2).returncode == 0
+    script = '. runs/tiny/launch_env.sh; echo "(${CONTAINER[*]@Q})"; echo "(${SRUN_OPTIONS[*]@Q})"; echo $HOST_PYTHON'
+    shown = subprocess.run(["/bin/bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True,
+                           env={"JOB_NUMBER": "1"})
+    assert shown.stdout.splitlines() == [container, srun, "python3"]
+
+
 # --- the run folder ------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +304,11 @@ def test_every_cluster_file_is_whole_and_named_after_itself(path: Path):
      "'max_nodes'?"),
     ("\nranks_per_node = 1", "\nmaster_port_count = 60000\nranks_per_node = 1", "70000 is more than 65536"),
     ("name =", "name", "mine.toml: "),
+    ("[environment]", '[environment]\nWANDB_API_KEY = "x"', "WANDB_API_KEY does not belong here"),
+    ("partition =", 'setup = ["export HF_TOKEN=x"]\npartition =', "HF_TOKEN does not belong here"),
+    ("[gate]", '[container]\nkind = "apptainer"\n[gate]', "kind='apptainer' and image=''"),
+    ("[gate]", "[gate]\ntolerence = 1", "gate.tolerence: no such word, did you mean 'tolerance'?"),
+    ("partition =", 'scheduler = "lsf"\npartition =', "scheduler='lsf': Input should be 'slurm', 'pbs' or 'age'"),
 ])
 def test_a_wrong_cluster_file_is_explained(tmp_path: Path, old: str, new: str, complaint: str):
     text = (CLUSTERS / "local.toml").read_text()
