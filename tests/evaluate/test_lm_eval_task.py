@@ -37,8 +37,9 @@ def test_the_harness_picks_the_same_options(hf_folder: Path, tmp_path: Path, sam
 
     folder = shutil.copytree(hf_folder, tmp_path / "hf")
     pieces = tmp_path / "own"  # the harness reads tokenizer.json, which can only be written of such a model
+    texts = ["質問：発熱をきたすのはどれか。", "答え：肺炎", "A. 骨折 B. 高血圧症", "白内障"] * 20
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["質問：発熱をきたすのはどれか。", "答え：肺炎", "A. 骨折 B. 高血圧症", "白内障"] * 20), model_prefix=str(pieces),
+        sentence_iterator=iter(texts), model_prefix=str(pieces),
         model_type="unigram", vocab_size=400, hard_vocab_limit=False, byte_fallback=True, normalization_rule_name="identity",
         remove_extra_whitespaces=False, bos_id=1, eos_id=2, unk_id=0, minloglevel=2,
     )  # fmt: skip
