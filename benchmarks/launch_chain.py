@@ -1,4 +1,4 @@
-"""A chain of segments that Slurm's time limit ends, against the undisturbed run: `python benchmarks/launch_chain.py FOLDER [LIMIT]`.
+"""Segments that Slurm's time limit ends, against an undisturbed run: `python benchmarks/launch_chain.py FOLDER [LIMIT]`.
 
 FOLDER gets the tokens and both runs of the recipe `tiny` on two fake nodes of a private Slurm (tests/launch/private_slurm.py), real
 trainer, gloo. Prints when each segment began and ended, and whether every loss and gradient norm is the same to the bit.
