@@ -80,7 +80,6 @@ def test_a_bad_node_is_replaced_by_a_spare_or_by_another_job(slurm: PrivateSlurm
         assert (run / "bad_nodes").read_text() == "node002\n" and "attempt 1 on node001 node003" in output(run)
     finally:
         slurm.on_node("node002", "mount", "-o", "remount,rw", "/dev/shm")
-        slurm.on_node("node002", "umount", str(python))
 
 
 def test_a_run_goes_on_when_a_node_dies(slurm: PrivateSlurm, start):
