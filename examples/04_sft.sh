@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Instruction tuning: invented conversations that teach 40 facts -> tokens with a loss weight each -> the demo's model, tuned on what
-# the assistant says alone, on two ranks -> a Hugging Face folder, and the untuned one beside it to compare; then the same with
-# adapters (LoRA), of which 1/17 of the weights are trained. Where 00_tiny.sh has made runs/tiny; run it again and it goes on or skips.
+# the assistant says alone, on two ranks -> a Hugging Face folder with its chat template, and that of the untuned model to compare.
+# Where 00_tiny.sh has made runs/tiny; run it again and it goes on or skips. Adapters instead: add model.lora_rank=8 to the training.
 set -euo pipefail
 repo=$(cd "$(dirname "$0")/.." && pwd) run=runs/tiny_sft
 data=$repo/examples/data tools=$repo/tools
@@ -15,6 +15,7 @@ python "$tools/tokenize_chat.py" "$data/chat" $run/tokens --tokenizer runs/tiny/
 
 echo "== all weights tuned, and exported"
 torchrun --standalone --nproc-per-node 2 -m megatron_jmed.train tiny_sft
-[ -e $run/hf ] || python "$tools/export_hf.py" $run $run/hf --tokenizer runs/tiny/tokenizer.model
-[ -e $run/base_hf ] || python "$tools/export_hf.py" runs/tiny $run/base_hf --tokenizer runs/tiny/tokenizer.model
+export_hf() { [ -e "$2" ] || python "$tools/export_hf.py" "$1" "$2" --tokenizer runs/tiny/tokenizer.model --chat-template llmjp; }
+export_hf $run $run/hf
+export_hf runs/tiny $run/base_hf
 echo "the tuned model is at $PWD/$run/hf, the one before at $PWD/$run/base_hf"

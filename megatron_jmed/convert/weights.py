@@ -20,6 +20,7 @@ from megatron_jmed.convert.parts import begin_parts, end_parts
 from megatron_jmed.convert.source import Weights, open_weights
 from megatron_jmed.convert.tokenizer import num_pieces, special_token_ids, write_tokenizer
 from megatron_jmed.convert.torch_dist import CHECKSUMS, copy_hf_files, padded_vocabulary, write_checkpoint
+from megatron_jmed.corpus.chat import CHAT_TEMPLATE, ChatTemplate
 from megatron_jmed.corpus.manifest import code_version
 from megatron_jmed.errors import CheckpointError
 from megatron_jmed.run_folder import CheckpointState, write_json
@@ -51,20 +52,24 @@ def export_hf(source: Path, target: Path, tokenizer: Path | None = None, dtype: 
 
 
 def export_weights(source: Weights, target: Path, tokenizer: Path | None = None, dtype: str | None = None,
-                   workers: int | None = None, style: Style = "4") -> ModelConfig:
+                   workers: int | None = None, style: Style = "4", chat_template: ChatTemplate | None = None) -> ModelConfig:
     """Any weights -> HF_FOLDER: Mixtral or Llama with config, index and checksums; other small files as they came.
 
-    `tokenizer`: a SentencePiece model to write in the place of the tokenizer files that came with the weights.
+    `tokenizer`: a SentencePiece model to write in the place of the tokenizer files that came with the weights. `chat_template`: the
+    same of the template that came with them, if any did.
     """
     _check_is_free(target)
     model, out_dtype = source.model, DTYPES[dtype] if dtype else source.dtype
     if tokenizer and (pieces := num_pieces(tokenizer)) > model.vocab_size:
         raise CheckpointError(f"{tokenizer} has {pieces} pieces, more than the model's {model.vocab_size}: not its tokenizer")
     partial = target.with_name(target.name + ".partial")
-    begin_parts(partial, {"of": source.identity, "dtype": str(out_dtype), "style": style})
+    template = {"chat_template": chat_template.source} if chat_template else {}
+    begin_parts(partial, {"of": source.identity, "dtype": str(out_dtype), "style": style, **template})
     checksums = write_safetensors(partial, source, out_dtype, workers or default_workers(model, out_dtype), style)
     assert set(checksums) == hf_names(model), "every tensor is written exactly once"
     _write_small_files(partial, source, tokenizer, out_dtype)
+    if chat_template:
+        (partial / CHAT_TEMPLATE).write_text(chat_template.source, encoding="utf-8")
     write_json(partial / CHECKSUMS, checksums)
     end_parts(partial)
     if target.exists():

@@ -15,6 +15,7 @@ it is read compared with the average. Among all w >= 0 with
     e_i <= max_epochs_i                               cap of each source
     lo_d <= sum_i w_i [domain_i = d] <= hi_d          target share of domain d
     lo_l <= sum_i w_i lang_il <= hi_l                 target share of language l; lang_il: share of l in source i
+    lo_g <= sum_i w_i group_ig <= hi_g                the same of a group: language and origin
     sum_i w_i [domain_i = general] >= min_general     replay of general text
 
 the blend returned minimises the Gini coefficient of "how often is a token read", taken over all tokens:
@@ -81,7 +82,7 @@ class _Problem:
 def _problem(plan: Plan, sources: list[Source]) -> _Problem:
     groups: dict[tuple, list[Source]] = defaultdict(list)
     for source in sources:
-        groups[source.domain, tuple(sorted(source.langs.items())), source.max_epochs].append(source)
+        groups[source.domain, tuple(sorted(source.groups.items())), source.max_epochs].append(source)
     members = list(groups.values())
     firsts = [group[0] for group in members]
 
@@ -91,6 +92,8 @@ def _problem(plan: Plan, sources: list[Source]) -> _Problem:
     rows = [_target_row("domain", name, of_domain(name), share) for name, share in plan.domains.items()]
     rows += [_target_row("language", name, np.array([source.langs.get(name, 0.0) for source in firsts]), share)
              for name, share in plan.langs.items()]
+    rows += [_target_row("group", name, np.array([source.groups.get(name, 0.0) for source in firsts]), share)
+             for name, share in plan.groups.items()]
     if plan.min_general:
         rows.append(_Row(of_domain(plan.general_domain), plan.min_general, 1.0, lambda reached:
                          f"min_general: {percent(plan.min_general)} is asked; with all else kept "
@@ -145,6 +148,9 @@ class Blend:
     def domain_shares(self) -> dict[str, float]:
         return _sums((s.source.domain, s.weight) for s in self.sources)
 
+    def group_shares(self) -> dict[str, float]:
+        return _sums((group, s.weight * part) for s in self.sources for group, part in s.source.groups.items())
+
     def lang_shares(self) -> dict[str, float]:
         return _sums((lang, s.weight * part) for s in self.sources for lang, part in s.source.langs.items())
 
@@ -154,6 +160,14 @@ def _sums(pairs) -> dict[str, float]:
     for name, share in pairs:
         totals[name] += share
     return dict(totals)
+
+
+def is_feasible(plan: Plan, sources: list[Source]) -> bool:
+    """Whether any blend meets the plan."""
+    problem = _problem(plan, sources)
+    upper, limits = _row_limits(problem.rows, len(problem.members))
+    bounds = [(0.0, min(1.0, cap)) for cap in problem.cap_shares]
+    return _solve(np.zeros(len(bounds)), upper, limits, np.ones(len(bounds)), bounds) is not None
 
 
 def solve_blend(plan: Plan, sources: list[Source]) -> Blend:
@@ -219,7 +233,7 @@ def violations(blend: Blend) -> list[str]:
     plan, domains, langs = blend.plan, blend.domain_shares(), blend.lang_shares()
     slack = TOLERANCE
     found = [f"{s.source.name}: {s.epochs} epochs" for s in blend.sources if s.epochs > s.source.max_epochs * (1 + slack)]
-    for asked, got in ((plan.domains, domains), (plan.langs, langs)):
+    for asked, got in ((plan.domains, domains), (plan.langs, langs), (plan.groups, blend.group_shares())):
         found += [f"{name}: {got.get(name, 0)}" for name, (lo, hi) in asked.items()
                   if not lo - slack <= got.get(name, 0) <= hi + slack]
     if domains.get(plan.general_domain, 0) < plan.min_general - slack:
@@ -322,7 +336,10 @@ def blend_table(blend: Blend) -> str:
         lines.append(f"{s.source.name:24} {'+'.join(sorted(s.source.langs)) or '-':>10} {s.source.domain:>12} "
                      f"{_tokens(s.source.train_tokens):>12} {s.weight:9.5f} {_tokens(s.tokens):>9} {s.epochs:8.3f} {cap:>7}")
     lines.append("* the cap binds\n")
-    for kind, shares, asked in (("domain", blend.domain_shares(), plan.domains), ("language", blend.lang_shares(), plan.langs)):
+    kinds = [("domain", blend.domain_shares(), plan.domains), ("language", blend.lang_shares(), plan.langs)]
+    if plan.groups:
+        kinds.append(("group", blend.group_shares(), plan.groups))
+    for kind, shares, asked in kinds:
         for name, share in shares.items():
             target = f"asked {' to '.join(dict.fromkeys(map(percent, asked[name])))}" if name in asked else "free"
             if kind == "domain" and name == plan.general_domain and plan.min_general:

@@ -20,6 +20,9 @@ is said at once, each unknown word with the nearest right one.
     ja = [0.45, 0.60]
     en = 0.45
 
+    [groups]                         # language and origin: text by machine translation counts apart, as "ja+mt"
+    "ja+mt" = [0.0, 0.2]
+
     [[sources]]
     name = "papers_en"
     path = "tokens/papers_en"        # a token set; until it exists, num_tokens is what is planned with
@@ -48,6 +51,14 @@ is said at once, each unknown word with the nearest right one.
     num_tokens = 30e9
     lang = "ja"
     domain = "general"
+
+    [[sources]]
+    name = "papers_translated_ja"
+    path = "tokens/papers_translated_ja"
+    num_tokens = 10e9
+    lang = "ja"
+    domain = "medical"
+    origin = "machine_translated"    # left out: as the token set says, else "original"
 """
 
 import difflib
@@ -55,7 +66,7 @@ import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -63,6 +74,7 @@ from megatron_jmed.corpus.tokens import load_token_set
 from megatron_jmed.errors import CorpusError
 
 TOLERANCE = 1e-6
+Origin = Literal["original", "machine_translated"]
 
 
 def _ordered(share: tuple[float, float]) -> tuple[float, float]:
@@ -88,6 +100,7 @@ class SourceWords(_Words):
     lang: str = ""
     num_tokens: int | None = Field(None, gt=0)
     max_epochs: float | None = Field(None, gt=0)
+    origin: Origin | None = None
 
 
 class Plan(_Words):
@@ -101,6 +114,12 @@ class Plan(_Words):
     general_domain: str = "general"
     domains: dict[str, Share] = {}
     langs: dict[str, Share] = {}
+    groups: dict[str, Share] = {}
+
+
+def group_of(lang: str, origin: Origin) -> str:
+    """What the mixture study calls text of one language and origin: "ja", or "ja+mt" by machine translation."""
+    return f"{lang}+mt" if origin == "machine_translated" else lang
 
 
 @dataclass(frozen=True)
@@ -115,6 +134,12 @@ class Source:
     train_tokens: float  # without the validation share
     max_epochs: float  # infinity: no cap
     is_declared: bool  # the token set does not exist yet
+    origin: Origin = "original"
+
+    @property
+    def groups(self) -> dict[str, float]:
+        """Its shares by language and origin; they add up to 1."""
+        return {group_of(lang, self.origin): share for lang, share in self.langs.items()}
 
 
 def load_plan(path: str | Path, total_tokens: int | None = None) -> Plan:
@@ -158,7 +183,7 @@ def _contradictions(plan: Plan) -> list[str]:
                         **({"general_domain": plan.general_domain} if plan.min_general else {})}.items():
         if asked not in domains:
             found.append(f"{word}: no source has the domain {asked!r}; the sources' domains are {', '.join(sorted(domains))}")
-    for word, shares in (("domains", plan.domains), ("langs", plan.langs)):
+    for word, shares in (("domains", plan.domains), ("langs", plan.langs), ("groups", plan.groups)):
         least = math.fsum(lo for lo, _ in shares.values())
         if least > 1 + TOLERANCE:
             found.append(f"{word}: the least shares add up to {percent(least)}; lower some by {percent(least - 1)} in all")
@@ -179,10 +204,11 @@ def load_sources(plan: Plan) -> list[Source]:
             sources.append(_source(plan, words))
         except CorpusError as error:
             found.append(f"source {words.name!r}: {error}")
-    unknown = sorted(set(plan.langs) - {lang for source in sources for lang in source.langs})
-    if unknown and not found:
-        there = sorted({lang for source in sources for lang in source.langs})
-        found = [f"langs.{lang}: no source has text in {lang!r}; the sources' languages are {', '.join(there)}" for lang in unknown]
+    if not found:
+        for word, what, asked, there in (("langs", "languages", plan.langs, {lang for source in sources for lang in source.langs}),
+                                         ("groups", "groups", plan.groups, {name for source in sources for name in source.groups})):
+            found += [f"{word}.{name}: no source has text in {name!r}; the sources' {what} are {', '.join(sorted(there))}"
+                      for name in sorted(set(asked) - there)]
     if found:
         raise refusal("blend plan", found)
     return sources
@@ -197,10 +223,10 @@ def _source(plan: Plan, words: SourceWords) -> Source:
         langs = langs if words.lang else dict(token_set.lang_share)
     if num_tokens is None:
         raise CorpusError(f"there is no token set {words.path} yet; declare its size with num_tokens")
-    if "" in langs and plan.langs:
-        raise CorpusError("its language is not known, and [langs] sets shares; name it with lang")
+    if "" in langs and (plan.langs or plan.groups):
+        raise CorpusError(f"its language is not known, and [{'langs' if plan.langs else 'groups'}] sets shares; name it with lang")
     return Source(words.name, words.path, words.domain, langs, num_tokens, num_tokens * (1 - plan.valid_ratio),
-                  words.max_epochs or plan.max_epochs or math.inf, is_declared)
+                  words.max_epochs or plan.max_epochs or math.inf, is_declared, words.origin or "original")
 
 
 def percent(share: float) -> str:

@@ -26,6 +26,7 @@ from megatron_jmed.corpus.document import parse_lines
 from megatron_jmed.corpus.reader import find_source, read_batches
 from megatron_jmed.errors import CorpusError
 
+CHAT_TEMPLATE = "chat_template.jinja"  # in a Hugging Face folder
 ROLES = ("system", "user", "assistant")
 _SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _SYSTEM = "以下は、タスクを説明する指示です。要求を適切に満たす応答を書きなさい。"
@@ -224,7 +225,7 @@ def load_template(hf_folder: Path) -> ChatTemplate:
                           "template") from None
     except ValueError as error:
         raise CorpusError(f"{path}: {error}") from None
-    own = hf_folder / "chat_template.jinja"
+    own = hf_folder / CHAT_TEMPLATE
     source = own.read_text(encoding="utf-8") if own.exists() else words.get("chat_template")
     if not isinstance(source, str):
         raise CorpusError(f"{path} has no single chat_template; write one beside it, as chat_template.jinja")

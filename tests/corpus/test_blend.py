@@ -343,8 +343,19 @@ def test_the_plan_in_the_docstring_works(tmp_path):
     text = blend_plan.__doc__.split("## A plan\n")[1]
     plan = load_plan(write_plan(tmp_path, "\n".join(line.removeprefix("    ") for line in text.splitlines())))
     blend = solve_blend(plan, load_sources(plan))
-    assert plan.total_tokens == 79_600_000_000 and len(blend.sources) == 4
+    assert plan.total_tokens == 79_600_000_000 and len(blend.sources) == 5
     assert blend.domain_shares()["general"] >= 0.1 - 1e-6 and blend.lang_shares()["en"] == pytest.approx(0.45)
+
+
+def test_machine_translated_text_is_a_group_of_its_own():
+    sources = (source("a", 600), source("b", 300, origin="machine_translated"), source("c", 100, lang="en"))
+    blend = solve(*sources, groups={"ja+mt": 0.25}, total_tokens=500)
+    assert blend.group_shares() == pytest.approx({"ja": 0.75 * 6 / 7, "ja+mt": 0.25, "en": 0.75 / 7})
+    assert blend.lang_shares()["ja"] == pytest.approx(0.25 + 0.75 * 6 / 7)
+    assert "group    ja+mt" in blend_table(blend)
+    assert "groups.en+mt: no source has text in 'en+mt'; the sources' groups are en, ja, ja+mt" in refusal(*sources, groups={"en+mt": 0.1})
+    assert "share of group 'ja+mt': 90% is asked; with all else kept 60% works" in refusal(
+        *sources, groups={"ja+mt": 0.9}, total_tokens=500, max_epochs=1)
 
 
 # ---- into a run

@@ -199,6 +199,16 @@ def test_account_and_replay_say_what_was_read(config_for, read):
     assert counted["tokens"] == int((mine.end - mine.begin).sum())
 
 
+def test_the_last_conversations_are_for_validation_alone(config_for, read, groups):
+    config = config_for(0.5, "data.valid_ratio=0.1")
+    _, data, _ = read(config)
+    train, valid = (set(np.concatenate([epoch.document_index for epoch in part.sources[0].epochs]).tolist())
+                    for part in (data.train, data.valid))
+    assert train == set(range(54)) and valid == set(range(54, 60))
+    found = list(batches(config, data.valid, groups, 0, config.budget.eval_steps, CPU))
+    assert torch.cat([batch.source_B for batch in found]).bincount().tolist() == [BATCH // 2] * 2
+
+
 # ---- refusals
 
 
