@@ -209,7 +209,8 @@ def mixed_model_parts(analysis: Analysis) -> list[str]:
     rows = [Effect(term["name"], term["effect"], term["low"], term["high"]) for term in model["terms"]]
     caption = (
         f"The probability of {model['target']} if all text were of one group, extrapolated from the mixtures, with 95% intervals; "
-        f"runs and questions are random effects. Standard deviation between runs {number(model['sd_run'])}, between questions {number(model['sd_item'])}."
+        f"runs and questions are random effects. Standard deviation between runs {number(model['sd_run'])}, between questions "
+        f"{number(model['sd_item'])}."
     )
     return [
         figure(
