@@ -115,9 +115,10 @@ def proposals(shares: np.ndarray, candidates: np.ndarray, repetitions: int) -> N
             right += answer["is_distinguishable"] and gain > 0
             covers += answer["low"] <= point @ truth <= answer["high"]
             covers_gain += answer["gain_low"] <= gain <= answer["gain_high"]
-        print(f"noise of a run {noise:g} of the range: the proposal beats the median mixture in {beats / repetitions:.1%}; a "
-              f"gain is claimed in {claims / repetitions:.1%} (truly one in {right / max(1, claims):.1%} of these); 95 % intervals "
-              f"of the searched-for best cover its score in {covers / repetitions:.1%}, its gain in {covers_gain / repetitions:.1%}")
+        print(f"noise of a run {noise:g} of the range: the proposal beats the median mixture in {beats / repetitions:.1%}; "
+              f"a gain is claimed in {claims / repetitions:.1%} (truly one in {right / max(1, claims):.1%} of "
+              f"these); 95 % intervals of the searched-for best cover its score in {covers / repetitions:.1%}, its gain in "
+              f"{covers_gain / repetitions:.1%}")
 
 
 def proposal(shares: np.ndarray, scores: np.ndarray, candidates: np.ndarray) -> dict:

@@ -13,13 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megatron_jmed.evaluate.mixture_statistics import analyze
-
 from megatron_jmed.corpus.blend_plan import load_plan
 from megatron_jmed.errors import ExamError, run_tool, some_of
 from megatron_jmed.evaluate.mixture_page import render_study
 from megatron_jmed.evaluate.mixture_runs import Study, read_study
 from megatron_jmed.evaluate.mixture_scores import last_losses
+from megatron_jmed.evaluate.mixture_statistics import analyze
 from megatron_jmed.evaluate.mixture_tables import write_tables
 from megatron_jmed.evaluate.mixture_texts import SourceTexts
 from megatron_jmed.evaluate.run import read_run
@@ -87,7 +86,8 @@ def _chosen(study: Study, target: str, features: list[str] | None) -> Study:
     """The study with the features asked for; ExamError where one, or the target, is not there."""
     run = study.runs[0]
     if target not in run.scores:
-        raise ExamError(f"--target {target!r}: the runs have {some_of(sorted(run.scores), 20)}")
+        said = [note for note in study.notes if repr(target)[1:-1] in note]
+        raise ExamError(" ".join([f"--target {target!r}: the runs have {some_of(sorted(run.scores), 20)}.", *said]))
     if features is None:
         return study
     if unknown := [name for name in features if name not in run.features]:

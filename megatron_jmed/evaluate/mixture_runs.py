@@ -14,8 +14,8 @@ Shares and features are of the tokens read (`consumed_tokens` of blend.json at t
 | base perplexity | exp of the base model's validation losses by source, weighted by the tokens read |
 | and of the texts | see mixture_texts.py |
 
-A feature that is the same in all runs teaches nothing and is left out, and so is one that a source's texts do not give; both are
-said.
+A feature or score that is the same in all runs teaches nothing and is left out, and so is a feature that a source's texts do not
+give; both are said.
 
 Targets are mixture_scores.py's.
 """
@@ -232,21 +232,29 @@ def _base_perplexity(name: str, sources: Sequence[ReadSource], losses: Mapping[s
 
 
 def _comparable(runs: list[StudyRun]) -> tuple[list[StudyRun], list[str]]:
-    """The runs without the features that cannot be used, and sentences about those; ExamError where names differ."""
+    """The runs without the features and scores that cannot be used, and sentences about those; ExamError where names differ."""
     _check_same("features", {run.name: set(run.features) for run in runs}, "study runs of one plan, read in the same way")
     _check_same(
         "scores", {run.name: set(run.scores) for run in runs}, "validate the same sources and take the same exams in every run"
     )
     names = list(runs[0].features)
     unknown = [name for name in names if any(run.features[name] is None for run in runs)]
-    constant = [name for name in names if name not in unknown and len({round(run.features[name], 12) for run in runs}) == 1]
-    kept = [name for name in names if name not in unknown and name not in constant]
+    features, same_features = _varied([{name: run.features[name] for name in names if name not in unknown} for run in runs])
+    scores, same_scores = _varied([run.scores for run in runs])
     notes = [f"Features that a source's texts do not give are left out: {some_of(unknown)}."] if unknown else []
-    if constant and len(runs) > 1:
-        notes.append(f"Features that are the same in all runs teach nothing and are left out: {some_of(constant)}.")
-    else:
-        kept = [name for name in names if name not in unknown]
-    return [StudyRun(**{**vars(run), "features": {name: run.features[name] for name in kept}}) for run in runs], notes
+    for what, same in (("Features", same_features), ("Scores", same_scores)):
+        if same:
+            notes.append(f"{what} that are the same in all runs teach nothing and are left out: {some_of(same)}.")
+    rows = zip(runs, features, scores, strict=True)
+    return [
+        StudyRun(**{**vars(run), "features": its_features, "scores": its_scores}) for run, its_features, its_scores in rows
+    ], notes
+
+
+def _varied(values: list[dict[str, float]]) -> tuple[list[dict[str, float]], list[str]]:
+    """What differs between the runs, and the names of what does not; of a single run everything."""
+    same = [name for name in values[0] if len({round(its[name], 12) for its in values}) == 1 and len(values) > 1]
+    return [{name: value for name, value in its.items() if name not in same} for its in values], same
 
 
 def _check_same(what: str, names: Mapping[str, set[str]], remedy: str) -> None:

@@ -7,8 +7,8 @@ Invariant: the same runs give the same numbers; nothing is called significant th
 Correlations. Pearson's r with Fisher's interval (tanh(atanh r -+ z / sqrt(n - 3))), Spearman's rho, a permutation p-value of
 |r| (all orders where there are few, else 9,999 seeded ones), and Benjamini and Hochberg's q over all pairs of a feature and a
 target. The bootstrap interval beside it (BCa over runs) is shown because readers ask for it; with a dozen runs it is a
-little short where correlations are strong (benchmarks/mixture.md), Fisher's is not. Runs of the base mixture with other seeds are one observation, their mean: as several
-they would count one mixture many times.
+little short where correlations are strong (benchmarks/mixture.md), Fisher's is not. Runs of the base mixture
+with other seeds are one observation, their mean: as several they would count one mixture many times.
 
 Shares are compositional: they add up to 1, so where one rises another must fall, and correlations between them are negative
 without any cause (Pearson 1897; Aitchison 1986). Two ways out are used. The correlation of a share is also given as that of its

@@ -5,7 +5,7 @@ with, and exams. Out: features by name. Invariant: each token set is measured on
 
 | feature | of a source | of a run: mean over its sources, weighted by |
 |---|---|---|
-| script S | share of its characters in a script (kanji, hiragana, latin ...) | characters read |
+| script S | share of its characters that are kanji, hiragana, katakana, latin, digits | characters read |
 | characters a token | exact | tokens read |
 | lexical diversity | MATTR of a sample (corpus/profile.py) | tokens read |
 | sentence characters | mean length of a sentence in a sample | tokens read |
@@ -27,7 +27,7 @@ import numpy as np
 
 from megatron_jmed.corpus.indexed import read_whole_documents
 from megatron_jmed.corpus.manifest import sha256_file
-from megatron_jmed.corpus.profile import SCRIPTS, ProfileSettings, Terms, load_pieces, load_terms, profile_token_set
+from megatron_jmed.corpus.profile import ProfileSettings, Terms, load_pieces, load_terms, profile_token_set
 from megatron_jmed.corpus.provenance import attribute
 from megatron_jmed.corpus.tokens import NAME, TokenSet, load_token_set
 from megatron_jmed.errors import CorpusError
@@ -35,6 +35,7 @@ from megatron_jmed.evaluate.exam import load_exam
 from megatron_jmed.evaluate.mixture_runs import ReadSource
 
 CHUNK_TOKENS = 2**22
+SCRIPTS = ("kanji", "hiragana", "katakana", "latin", "digits")  # of corpus/profile.py's; the rest follows from these
 
 
 @dataclass(frozen=True)

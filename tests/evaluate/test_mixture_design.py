@@ -83,7 +83,8 @@ def test_what_cannot_be_designed_is_said():
 def write_plan(folder: Path) -> None:
     """The example's plan without its shares of languages and caps."""
     text = (REPO / "examples/data/blend.toml").read_text(encoding="utf-8")
-    (folder / "plan.toml").write_text(text.replace("[langs]\nja = 0.6\nen = 0.4\n", "").replace("max_epochs = 8\n", ""), encoding="utf-8")
+    text = text.replace("[langs]\nja = 0.6\nen = 0.4\n", "").replace("max_epochs = 8\n", "")
+    (folder / "plan.toml").write_text(text, encoding="utf-8")
 
 
 def tool(folder: Path, *words: str) -> subprocess.CompletedProcess:
