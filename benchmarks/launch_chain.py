@@ -1,4 +1,4 @@
-"""A chain of segments that Slurm's own time limit ends, against the undisturbed run: `python benchmarks/launch_chain.py FOLDER`.
+"""Segments that Slurm's time limit ends, against an undisturbed run: `python benchmarks/launch_chain.py FOLDER [LIMIT]`.
 
 FOLDER gets the tokens and both runs of the recipe `tiny` on two fake nodes of a private Slurm (tests/launch/private_slurm.py), real
 trainer, gloo. Prints when each segment began and ended, and whether every loss and gradient norm is the same to the bit.
@@ -41,7 +41,7 @@ def main() -> None:
     try:
         words = ["tiny", f"budget.total_tokens={NUM_STEPS * TOKENS_A_STEP}", "budget.eval_every_tokens=0", "--cluster", "local",
                  "--nodes", 2, "--yes"]
-        for name, limit in (("chain", "00:02:00"), ("plain", "01:00:00")):
+        for name, limit in (("chain", (sys.argv[2:] or ["00:02:00"])[0]), ("plain", "01:00:00")):
             begun = time.monotonic()
             own = [f"run_folder=runs/{name}", "--time", limit, "--job-name", name]
             job = slurm.remember(run(REPOSITORY / "launch/submit.py", *words, *own, env=slurm.env))

@@ -67,16 +67,19 @@ pick_nodes() {   # the gate: sets $hosts, a comma-separated list of NUM_NODES no
     hosts=$(cut -d, -f"1-$NUM_NODES" <<< "$all")
     return
   fi
+  # What fails on one node must not end the measuring on the others; the files say what came of it.
+  # shellcheck disable=SC2016
+  local check=(bash -c '"$@" || exit 0' check "${CONTAINER[@]}" "$PYTHON" -m)
   mkdir -p "$gate"
   date +%s.%N > "$gate/begun"
   each_node "$all"
-  "${limit[@]}" "${start[@]}" "${CONTAINER[@]}" "$PYTHON" -m launch.check_node "$gate" "$run/gate.json" || true   # the files say it all
+  "${limit[@]}" "${start[@]}" "${check[@]}" launch.check_node "$gate" "$run/gate.json"
   "$HOST_PYTHON" -m launch.gate "$gate" "$run/gate.json" --nodes "$all" --wanted "$NUM_NODES" || return
   hosts=$(cat "$gate/good")
   [ -n "$HAS_NETWORK_GATE" ] && [ "$NUM_NODES" -gt 1 ] || return 0
   fit=$(cat "$gate/fit")
   each_node "$fit"
-  MASTER_ADDR=${fit%%,*} MASTER_PORT=$((MASTER_PORT + 1)) "${limit[@]}" "${start[@]}" "${CONTAINER[@]}" "$PYTHON" -m launch.check_network "$gate" || true
+  MASTER_ADDR=${fit%%,*} MASTER_PORT=$((MASTER_PORT + 1)) "${limit[@]}" "${start[@]}" "${check[@]}" launch.check_network "$gate"
   "$HOST_PYTHON" -m launch.gate "$gate" "$run/gate.json" --nodes "$all" --wanted "$NUM_NODES" --network || return
   hosts=$(cat "$gate/good")
 }

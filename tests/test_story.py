@@ -91,6 +91,23 @@ def test_tuned_model_knows_what_it_was_taught_in_words_it_has_not_read(run_folde
     assert right["hf"] >= 18 and right["base_hf"] == 0, right
 
 
+def test_exam_story_shows_what_tuning_has_taught_in_a_template_that_no_conversation_has(run_folder):
+    tuned = run_folder.parent / "tiny_sft"
+    if not (tuned / "hf/config.json").exists():
+        tell("04_sft.sh", run_folder.parents[1])
+    told = tell("05_exam.sh", run_folder.parents[1])
+    assert "qa_exam.yaml: 40 exported" in told
+    scores = {path.stem: json.loads(path.read_text()) for path in (tuned / "scores").glob("*.json")}
+    assert set(scores) == {f"{when}_{how}" for when in ("before", "after") for how in ("standard", "english", "written")}
+    for how in ("standard", "english"):
+        before, after = (scores[f"{when}_{how}"]["accuracy"]["sum"] for when in ("before", "after"))
+        assert before["num_correct"] <= 16 and after["interval_low"] > 0.4 and after["verdict"] == "above chance"
+        assert scores[f"after_{how}"]["against"]["sum"]["p_value"] < 1e-3
+    assert scores["after_written"]["accuracy"]["generated"]["interval_low"] > 0.4
+    assert "after_english over checkpoints" in (tuned / "report.html").read_text(encoding="utf-8")
+    assert "model-index" in (tuned / "hf/README.md").read_text(encoding="utf-8") and (tuned / "comparison.html").exists()
+
+
 def test_the_model_has_learnt(run_folder):
     records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if "loss" in record]

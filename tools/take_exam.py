@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--template", choices=tuple(TEMPLATES), default="standard", help="words around it (default standard)")
     parser.add_argument("--way", choices=tuple(METHODS), default="likelihood", help="compare options, or read what is written")
     parser.add_argument("--compare", choices=("choice", "letter"), default="choice", help="the choices' words (default) or letters")
+    parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
     parser.add_argument("--num-shots", type=int, default=0, help="solved examples before each question (default 0)")
     parser.add_argument("--demos", type=Path, help="where they come from; default: the train files, else the exam's other years")
     parser.add_argument("--seed", type=int, default=42, help="which examples are drawn (default 42)")

@@ -117,6 +117,8 @@ def _read_lines(path: Path, form: Form, stem_field: str, choices_field: str) -> 
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             wanted = f"{id_field}, {stem_field}, {choices_field}"
             raise CorpusError(f"{path}:{number}: {error!r}; expected an object with {wanted}") from None
+        if isinstance(choices, dict):  # by their letters
+            choices = list(choices.values())
         if not (isinstance(stem, str) and isinstance(choices, list) and all(isinstance(c, str) for c in choices)):
             raise CorpusError(f"{path}:{number}: {stem_field} must be a string, {choices_field} a list of strings")
         yield ExamText(str(question_id), form, stem, tuple(choices))

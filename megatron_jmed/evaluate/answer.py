@@ -39,11 +39,11 @@ def why_not_scored(question: Question, way: Way = "likelihood") -> str | None:
 
 
 def answer_by_likelihood(
-    backend: Backend, asked: Asked, template: str = "standard", target: Target = "choice"
+    backend: Backend, asked: Asked, template: str = "standard", target: Target = "choice", chat: bool = False
 ) -> list[dict[str, Any]]:
     """Records of questions whose options are compared; they share one batch."""
     able = [(q, examples) for q, examples in asked if why_not_scored(q) is None]
-    prompts = [render_prompt(q, examples, template, target) for q, examples in able]
+    prompts = [render_prompt(q, examples, template, target, chat) for q, examples in able]
     options = [option_texts(q, target) for q, _ in able]
     scored = backend.score_options(prompts, options) if able else []
     parts = {q.id: _compared(backend, q, texts, s) for (q, _), texts, s in zip(able, options, scored, strict=True)}
@@ -51,12 +51,15 @@ def answer_by_likelihood(
 
 
 def answer_by_generation(
-    backend: Backend, asked: Asked, template: str = "instructed", target: Target = "choice", max_new_tokens: int = 64
+    backend: Backend, asked: Asked, template: str = "instructed", target: Target = "choice", chat: bool = False,
+    max_new_tokens: int = 64,
 ) -> list[dict[str, Any]]:
     """Records of questions to which the model writes an answer; they share one batch."""
     able = [(q, examples) for q, examples in asked if why_not_scored(q, "generate") is None]
-    texts = backend.generate([render_prompt(q, examples, template, target) for q, examples in able], max_new_tokens) if able else []
-    parts = {q.id: _written(q, text, TEMPLATES[template].is_chat) for (q, _), text in zip(able, texts, strict=True)}
+    prompts = [render_prompt(q, examples, template, target, chat) for q, examples in able]
+    texts = backend.generate(prompts, max_new_tokens) if able else []
+    asks_form = bool(TEMPLATES[template].introduction)
+    parts = {q.id: _written(q, text, prompt.is_chat, asks_form) for (q, _), prompt, text in zip(able, prompts, texts, strict=True)}
     return [facts_of(q, "generate") | parts.get(q.id, {}) for q, _ in asked]
 
 
@@ -85,13 +88,14 @@ def _compared(backend: Backend, question: Question, options: Sequence[str], scor
     }
 
 
-def _written(question: Question, text: str, is_chat: bool) -> dict[str, Any]:
+def _written(question: Question, text: str, is_chat: bool, asks_form: bool) -> dict[str, Any]:
     kept = text
     if not is_chat:
         for mark in NEXT_QUESTION:
             kept = kept.lstrip("\n").split(mark)[0]
     answer = parse_answer(kept, question)
-    return {"picked": {"generated": list(answer.picked)}, "text": kept, "is_compliant": answer.is_compliant}
+    said = {"picked": {"generated": list(answer.picked)}, "text": kept}
+    return said | ({"is_compliant": answer.is_compliant} if asks_form else {})
 
 
 def facts_of(question: Question, way: Way) -> dict[str, Any]:

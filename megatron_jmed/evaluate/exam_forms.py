@@ -15,9 +15,10 @@ One's own exam, one JSON object a line; only the first four fields are needed:
 
     {"id": "1", "question": "...", "choices": ["...", "..."], "answer": "b", "points": 3, "essential": true, "forbidden": ["d"]}
 
-`answer` is a letter ("b"), several that belong together (["a", "d"], with `pick` where it differs from their number),
-several of which each is accepted ([["a"], ["d"]]), or a number as text where `choices` is empty. A `rules.json` beside it may hold
-the fields of `ExamRules`. Invariant: every row becomes exactly one `Question`, or the file is refused with line and field.
+`choices` may also name their letters ({"a": "...", "b": "..."}). `answer` is a letter ("b"), several that belong together
+(["a", "d"]), several of which each is accepted ([["a"], ["d"]]), or a number as text where `choices` is empty. A `rules.json`
+beside it may hold the fields of `ExamRules`.
+Invariant: every row becomes exactly one `Question`, or the file is refused with line and field.
 """
 
 import json
@@ -75,7 +76,7 @@ def _own(path: Path) -> Placed:
         unknown = sorted(set(row) - OWN_FIELDS)
         if unknown:
             refuse(place, unknown[0], f"no field of an exam; choose from {', '.join(sorted(OWN_FIELDS))}")
-        choices = checked_choices(place, "choices", texts_of(place, row, "choices"))
+        choices = checked_choices(place, "choices", _listed_choices(place, row))
         withdrawn = flag_of(place, row, "withdrawn", False)
         answers = _own_answers(place, row.get("answer"), len(choices), withdrawn)
         num_to_pick = whole_number_of(place, row, "pick", max(map(len, answers), default=1) if choices else 0)
@@ -96,6 +97,18 @@ def _own(path: Path) -> Placed:
             year=whole_number_of(place, row, "year") if row.get("year") is not None else None,
             **{name: text_of(place, row, name) for name in ("context", "paper", "subject", "category", "lang") if name in row},
         )
+
+
+def _listed_choices(place: str, row: Row, field: str = "choices") -> tuple[str, ...]:
+    """Choices as a list, or by their letters: {"a": ..., "b": ...}, or as [{"key": "a", "value": ...}]."""
+    given = row.get(field)
+    if isinstance(given, list) and given and all(isinstance(choice, dict) for choice in given):
+        given = {str(choice.get("key")): choice.get("value") for choice in given}
+    if not isinstance(given, dict):
+        return texts_of(place, row, field)
+    if [plain(name) for name in given] != list(LETTERS[: len(given)]):
+        refuse(place, field, f"by the letters {', '.join(given)}; expected a, b, c, ... in this order")
+    return tuple(text_of(place, given, name) for name in given)
 
 
 def _own_answers(place: str, value: Any, num_choices: int, withdrawn: bool) -> tuple[frozenset[str], ...]:
@@ -155,13 +168,7 @@ def _jmedbench(path: Path) -> Placed:
 
 def _medqa(path: Path) -> Placed:
     for number, (place, row) in enumerate(json_lines(path), start=1):
-        options = row["options"]
-        if isinstance(options, list):
-            options = {str(o.get("key")): o.get("value") for o in options if isinstance(o, dict)}
-        names = list(options) if isinstance(options, dict) else []
-        if [plain(name) for name in names] != list(LETTERS[: len(names)]) or not names:
-            refuse(place, "options", f"{row['options']!r}; expected {{'A': ..., 'B': ..., ...}}")
-        choices = checked_choices(place, "options", [text_of(place, options, name) for name in names])
+        choices = checked_choices(place, "options", _listed_choices(place, row, "options"))
         mark = plain(text_of(place, row, "answer_idx"))
         answer = letters_of(place, "answer_idx", [mark], len(choices))
         if len(answer) != 1:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from megatron_jmed.corpus.chat import ChatTemplate, Turn, load_template
+from megatron_jmed.corpus.chat import ChatTemplate, Turn, llmjp_template, load_template
 from megatron_jmed.errors import CheckpointError
 from megatron_jmed.evaluate.backend import OptionScores
 from megatron_jmed.evaluate.prompt import Prompt
@@ -52,7 +52,7 @@ class HfModel:
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
-        return load_template(self.folder)
+        return chat_template_of(self.folder)
 
     def render(self, prompt: Prompt) -> str:
         """The text that the model reads, without its <s>."""
@@ -109,6 +109,13 @@ def load_hf_model(folder: Path | str) -> HfModel:
     dtype = str(model.dtype).removeprefix("torch.")
     identity = {"name": name, "fingerprint": fingerprint(folder), "dtype": dtype}
     return HfModel(name, folder, identity, model, tokenizer, config.max_position_embeddings)
+
+
+def chat_template_of(folder: Path) -> ChatTemplate:
+    """The folder's own chat template; LLM-jp's, which this project tunes with, where the folder carries none."""
+    words = folder / "tokenizer_config.json"
+    has_own = (folder / "chat_template.jinja").exists() or (words.exists() and "chat_template" in words.read_text(encoding="utf-8"))
+    return load_template(folder) if has_own else llmjp_template()
 
 
 def short_name(folder: Path) -> str:

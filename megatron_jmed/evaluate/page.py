@@ -7,7 +7,7 @@ here, and the page refers to nothing outside of itself; its colours follow the r
 from collections.abc import Sequence
 from html import escape
 
-from megatron_jmed.evaluate.svg import colour
+from megatron_jmed.evaluate.svg import colour, key_line
 
 
 def page(title: str, body: Sequence[str]) -> str:
@@ -20,8 +20,12 @@ def section(title: str, parts: Sequence[str], if_empty: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{inside}</section>"
 
 
-def figure(title: str, caption: str, picture: str, legend: Sequence[str] = (), wide: bool = False) -> str:
-    items = "".join(f'<li><i style="background:{colour(i)}"></i>{escape(name)}</li>' for i, name in enumerate(legend))
+def figure(
+    title: str, caption: str, picture: str, legend: Sequence[str] = (), wide: bool = False, of_lines: bool = False
+) -> str:
+    """A picture with its words; the legend shows colours, or `of_lines` colours and dashes."""
+    marks = [key_line(i) if of_lines else f'<i style="background:{colour(i)}"></i>' for i in range(len(legend))]
+    items = "".join(f"<li>{mark}{escape(name)}</li>" for mark, name in zip(marks, legend, strict=True))
     key = f'<ul class="legend">{items}</ul>' if legend else ""
     return (
         f"<figure{' class=wide' if wide else ''}><h3>{escape(title)}</h3>{key}{picture}"
@@ -95,14 +99,20 @@ svg text.b { fill:var(--ink); font-weight:600; } svg text.s { font-size:10px; }
 .legend { list-style:none; display:flex; flex-wrap:wrap; gap:2px 16px; margin:0 0 4px; padding:0; font-size:13px;
   color:var(--faint); }
 .legend i { display:inline-block; width:14px; height:10px; border-radius:3px; margin-right:6px; }
+svg.key { display:inline-block; width:26px; height:8px; margin-right:6px; }
 .hot { background:var(--hot); } .cold { background:var(--cold); }
 .table { overflow-x:auto; } .table p { color:var(--faint); font-size:13px; margin:8px 0 0;
   } table { border-collapse:collapse; font-size:13.5px; font-variant-numeric:tabular-nums; }
-th, td { text-align:left; padding:5px 28px 5px 0; border-bottom:1px solid var(--grid); overflow-wrap:anywhere; }
+th, td { text-align:left; padding:5px 28px 5px 0; border-bottom:1px solid var(--grid); overflow-wrap:break-word; }
 th { color:var(--faint); font-weight:600; white-space:nowrap; overflow-wrap:normal; } .n { text-align:right;
   white-space:nowrap; overflow-wrap:normal; }
 .stack .n { white-space:normal; } details .table { border:0; padding:0; } summary { cursor:pointer; font-weight:600;
   } pre { overflow-x:auto; font-size:12.5px; }
 .absent { color:var(--faint); font-style:italic; margin:0; }
-@media print { body { background:#fff; } section { break-inside:avoid-page; } }
+@media print { :root { color-scheme:light; --page:#fff; --card:#fff; --ink:#000; --faint:#444; --grid:#ccc;
+  --c1:#0b62a8; --c2:#d1591a; --c3:#158463; --c4:#8e44ad; --c5:#b08900; --c6:#c0345f; --c7:#3f8fb5; --c8:#6b7280;
+  --hot:#e0631b; --cold:#1f77c9; }
+  main { max-width:none; padding:0; } .grid { grid-template-columns:1fr; } figure, .table, .tile, li { break-inside:avoid; }
+  h2, h3 { break-after:avoid; } .table { overflow:visible; } th, td { padding-right:10px; } td { font-size:11px; }
+  .n, th { white-space:normal; } details:not([open]) { display:none; } * { print-color-adjust:exact; } }
 """

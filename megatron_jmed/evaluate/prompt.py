@@ -8,7 +8,8 @@ that Japanese medical benchmarks use for them:
     english    Question: {question} / A. ... B. ... / Answer:   English words around the question, whatever its language
     instructed the model's own chat template: what to do, the question, its options, and the form of the answer
 
-Examples stand before the question, separated by blank lines (in the instructed form inside the user's message).
+`chat` puts any of them into the model's chat template as a user's message, as tuned models expect to be asked. Examples stand
+before the question, separated by blank lines (in the instructed form inside the user's message).
 Invariant: the prompt is a pure function of its arguments; an example is the prompt it would get, with its right answer behind it.
 """
 
@@ -52,13 +53,14 @@ TEMPLATES = {
 
 
 def render_prompt(
-    question: Question, examples: Sequence[Question] = (), template: str = "standard", target: Target = "choice"
+    question: Question, examples: Sequence[Question] = (), template: str = "standard", target: Target = "choice",
+    chat: bool = False,
 ) -> Prompt:
     """The prompt of `question` with its solved examples; the answers of the examples are choices' texts or their letters."""
     form = TEMPLATES[template]
     if not form.is_chat:
         solved = [_ask(form, q) + answer_text(q, target) for q in examples]
-        return Prompt(SEPARATOR.join([*solved, _ask(form, question)]))
+        return Prompt(SEPARATOR.join([*solved, _ask(form, question)]), chat)
     solved = [_ask(form, q).rstrip("\n") + f"\nAnswer: {_marks(q)}" for q in examples]
     introduction = form.introduction.format(form=_form_of_answer(question))
     return Prompt(SEPARATOR.join([introduction, *solved, _ask(form, question).rstrip("\n")]), is_chat=True)

@@ -14,6 +14,7 @@ from typing import Any
 from megatron_jmed.evaluate.page import details, page, section, table
 from megatron_jmed.evaluate.report_data import blend_figures, blend_tables, count
 from megatron_jmed.evaluate.report_exams import exam_notes, exam_parts, exam_tiles
+from megatron_jmed.evaluate.report_plan import plain, plan_tables, start_tables
 from megatron_jmed.evaluate.report_training import END_RECORDS, expert_figures, finite, is_dense, load_ratios, training_parts
 from megatron_jmed.evaluate.run import Run, read_run
 from megatron_jmed.evaluate.svg import short_number
@@ -55,7 +56,8 @@ def render_report(run: Run) -> str:
         section("Data", [*blend_figures(run), *blend_tables(run)], "no blend.json is in the run folder"),
         section("Exams", exam_parts(run.scores), "no exam was taken"),
         section("Checkpoints", _checkpoint_tables(run), "no checkpoint was saved"),
-        section("Run", _run_tables(run), "no run.json is in the run folder"),
+        section("Plan", plan_tables(run), "no budget or no step was recorded"),
+        section("Environment", start_tables(run), "no run.json is in the run folder"),
         section("Configuration", _config_parts(run), "no config.json is in the run folder"),
     ]
     body = [
@@ -153,22 +155,13 @@ def _checkpoint_tables(run: Run) -> list[str]:
     return [table("", ["step", "tokens"], rows, num_texts=0)] if rows else []
 
 
-def _run_tables(run: Run) -> list[str]:
-    starts = run.facts.get("starts", [])
-    names = list(dict.fromkeys(name for start in starts for name in start))
-    rows = [[_plain(start.get(name, "")) for name in names] for start in starts]
-    tables = [table("Starts", [name.replace("_", " ") for name in names], rows, num_texts=len(names))] if rows else []
-    others = [[key, _plain(value)] for key, value in run.facts.items() if key != "starts"]
-    return tables + ([table("", ["what", "value"], others, num_texts=2)] if others else [])
-
-
 def _config_parts(run: Run) -> list[str]:
     if not run.config:
         return []
     rows = []
     for group, names in CONFIG_SUMMARY.items():
         found = [(name.rpartition(".")[2], _look_up(run.config, name)) for name in names]
-        words = " · ".join(f"{name} {_plain(value)}" for name, value in found if value is not None)
+        words = " · ".join(f"{name} {plain(value)}" for name, value in found if value is not None)
         rows += [[group, words]] if words else []
     whole = f"<pre>{escape(json.dumps(run.config, indent=2, ensure_ascii=False))}</pre>"
     return [
@@ -182,10 +175,3 @@ def _look_up(config: dict[str, Any], dotted: str) -> Any:
     for word in dotted.split("."):
         value = value.get(word) if isinstance(value, dict) else None
     return value
-
-
-def _plain(value: Any) -> str:
-    """Texts as they are, large numbers with separators, everything else as JSON."""
-    if type(value) is int and value >= 10000:
-        return f"{value:,}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron_jmed.evaluate.page import details, figure, table
-from megatron_jmed.evaluate.score_table import passed_as_text, rule_as_text
+from megatron_jmed.evaluate.score_table import format_as_text, passed_as_text, rule_as_text
 from megatron_jmed.evaluate.svg import Interval, Line, Panel, interval_chart, line_chart
 
 Scores = dict[str, Any]
@@ -53,14 +53,15 @@ def exam_notes(every: Sequence[Scores]) -> list[str]:
         luck = [METHOD_NAMES[m] for m in scores["methods"] if scores["accuracy"][m]["verdict"] == "not distinguishable from chance"]
         if luck:
             notes.append(f"{scores['exam']} (compared by {' and by '.join(luck)}): not distinguishable from chance.")
-        if not scores["by_contamination"]:
-            notes.append(f"{scores['exam']}: not checked for contamination; its questions may have been in the corpus.")
         dirty = scores["by_contamination"].get("contaminated")
         if dirty:
             count = dirty[scores["methods"][0]]["num_questions"]
             notes.append(
                 f"{scores['exam']}: {count} of {scores['num_questions']} questions stand in the corpus; read the clean subset."
             )
+    unchecked = [scores["exam"] for scores in every if not scores["by_contamination"]]
+    if unchecked:
+        notes.append(f"Not checked for contamination (the questions may have been in the corpus): {', '.join(unchecked)}.")
     return notes
 
 
@@ -75,7 +76,7 @@ def exam_parts(every: Sequence[Scores]) -> list[str]:
 
 def sitting_key(scores: Scores) -> tuple[Any, ...]:
     """What sittings must share to be compared: the questions and the way they were put."""
-    return tuple(scores.get(name) for name in ("exam_fingerprint", "template", "way", "target", "num_shots"))
+    return tuple(scores.get(name) for name in ("exam_fingerprint", "template", "way", "target", "chat", "num_shots"))
 
 
 def latest_of_each(every: Sequence[Scores]) -> list[Scores]:
@@ -106,7 +107,7 @@ def courses(every: Sequence[Scores]) -> list[str]:
         panel = Panel("accuracy", lines, from_zero=True, marks=((chance, "chance"),))
         chart = line_chart(f"Accuracy in {title}", [panel], "tokens trained on", panel_height=190)
         caption = "The strokes are 95% intervals of the first way of comparing. Points whose strokes overlap much may not differ."
-        figures.append(figure(title, caption, chart, [METHOD_NAMES[m] for m in methods]))
+        figures.append(figure(title, caption, chart, [METHOD_NAMES[m] for m in methods], of_lines=True))
     return figures
 
 
@@ -121,7 +122,8 @@ def _overview(every: Sequence[Scores]) -> str:
     rows = []
     for scores in every:
         s = first_of(scores)
-        put = f"{scores.get('template', '')}, {METHOD_NAMES[scores['methods'][0]]}, {scores.get('num_shots', 0)} shown"
+        words = f"{scores.get('template', '')}{' in chat' if scores.get('chat') else ''}"
+        put = f"{words}, {METHOD_NAMES[scores['methods'][0]]}, {scores.get('num_shots', 0)} shown"
         tokens = scores.get("tokens")
         right = f"{s['num_correct']} / {s['num_scored']}"
         rows.append([
@@ -211,8 +213,7 @@ def _summary(scores: Scores) -> str:
     cells = [[name, *(value(scores["accuracy"][m]) for m in scores["methods"])] for name, value in rows]
     note = "“Over all” counts questions that could not be scored as wrong. Forbidden choices would harm the patient."
     if f := scores.get("format"):
-        share = f"{f['num_compliant']} of {f['num_written']} answers ({f['compliance']:.1%})"
-        note += f" {share} had the form asked for; {f['num_read']} could be read."
+        note += f" {format_as_text(f).capitalize()}."
     return table("The whole exam", head, cells, num_texts=1, note=note, wide=False)
 
 

@@ -85,7 +85,7 @@ def score_records(
         "num_prompts_truncated": sum(r["num_truncated_tokens"] > 0 for r in records),
         "accuracy": {method: summarize(records, method) for method in methods},
     }
-    if any("is_compliant" in r for r in records):
+    if any("text" in r for r in records):
         scores["format"] = _format(records)
     if rules:
         scores["passing"] = _passing(records, methods, rules)
@@ -99,18 +99,15 @@ def score_records(
 
 
 def _format(records: list[Record]) -> dict[str, Any]:
-    """How many written answers had the form that was asked for, and how many could be read at all."""
-    written = [r for r in records if "is_compliant" in r]
-    num_compliant = sum(r["is_compliant"] for r in written)
-    low, high = wilson_interval(num_compliant, len(written))
-    return {
-        "num_written": len(written),
-        "num_compliant": num_compliant,
-        "num_read": sum(bool(r["picked"]["generated"]) for r in written),
-        "compliance": num_compliant / len(written),
-        "interval_low": low,
-        "interval_high": high,
-    }
+    """How many written answers could be read, and, where the template asks for a form, how many had it."""
+    written = [r for r in records if "text" in r]
+    found: dict[str, Any] = {"num_written": len(written), "num_read": sum(bool(r["picked"]["generated"]) for r in written)}
+    if all("is_compliant" in r for r in written):
+        num_compliant = sum(r["is_compliant"] for r in written)
+        low, high = wilson_interval(num_compliant, len(written))
+        found |= {"num_compliant": num_compliant, "compliance": num_compliant / len(written)}
+        found |= {"interval_low": low, "interval_high": high}
+    return found
 
 
 def _passing(records: list[Record], methods: Sequence[str], rules: dict[int | None, ExamRules]) -> dict[str, Any]:

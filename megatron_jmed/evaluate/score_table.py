@@ -30,11 +30,13 @@ def _row(name: str, method: str, s: dict[str, Any]) -> str:
 
 
 def _format(scores: dict[str, Any]) -> list[str]:
-    f = scores.get("format")
-    if not f:
-        return []
-    share = f"{f['num_compliant']} of {f['num_written']} answers ({f['compliance']:.1%})"
-    return [f"in the form asked for: {share}; readable: {f['num_read']}"]
+    return [format_as_text(scores["format"])] if "format" in scores else []
+
+
+def format_as_text(f: dict[str, Any]) -> str:
+    """How many written answers could be read, and how many had the form that was asked for (where one was)."""
+    share = f" in the form asked for: {f['num_compliant']} ({f['compliance']:.1%})" if "compliance" in f else ""
+    return f"readable: {f['num_read']} of {f['num_written']} written answers;{share or ' no form was asked for'}"
 
 
 def _passing(scores: dict[str, Any]) -> list[str]:

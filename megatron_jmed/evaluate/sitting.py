@@ -43,6 +43,7 @@ class SittingSettings:
     template: str = "standard"
     way: Way = "likelihood"
     target: Target = "choice"
+    chat: bool = False
     num_shots: int = 0
     demos: Path | None = None
     seed: int = 42
@@ -72,7 +73,7 @@ def take_exam(
         raise ExamError(f"limit is {settings.limit}; at least 1 question must be asked")
     base = load_scores(settings.base) if settings.base else None
     flags = read_flags(settings.contamination, [q.id for q in questions]) if settings.contamination else {}
-    pool = find_demos(_demo_candidates(exam, exam_path, settings), questions, settings.num_shots) if settings.num_shots else []
+    pool = find_demos(candidates_for_demos(exam, exam_path, settings), questions, settings.num_shots) if settings.num_shots else []
     backend = load_backend(address, settings.engine, settings.model)
     identity = _identity(target.stem, backend, questions, pool, settings)
     if target.exists():
@@ -125,11 +126,12 @@ def _sit(
 
 def _answer(backend: Backend, asked: list[tuple[Question, list[Question]]], settings: SittingSettings) -> list[dict[str, Any]]:
     if settings.way == "generate":
-        return answer_by_generation(backend, asked, settings.template, settings.target, settings.max_new_tokens)
-    return answer_by_likelihood(backend, asked, settings.template, settings.target)
+        return answer_by_generation(backend, asked, settings.template, settings.target, settings.chat,
+                                    settings.max_new_tokens)
+    return answer_by_likelihood(backend, asked, settings.template, settings.target, settings.chat)
 
 
-def _demo_candidates(exam: Exam, exam_path: Path | str, settings: SittingSettings) -> list[Question]:
+def candidates_for_demos(exam: Exam, exam_path: Path | str, settings: SittingSettings) -> list[Question]:
     if settings.demos:
         found = load_exam(settings.demos)
         return found.training or found.questions
@@ -171,11 +173,14 @@ def _identity(
         "template_text": TEMPLATES[settings.template].introduction + TEMPLATES[settings.template].asks,
         "way": settings.way,
         "target": settings.target,
+        "chat": settings.chat or TEMPLATES[settings.template].is_chat,
         "num_shots": settings.num_shots,
         "seed": settings.seed,
         "demos_fingerprint": _fingerprint(pool),
         "batch_size": settings.batch_size,
     }
+    if identity["chat"] and (template := getattr(backend, "chat_template", None)):
+        identity["chat_template"] = template.name.removeprefix(f"{backend.folder}/")
     return identity | ({"max_new_tokens": settings.max_new_tokens} if settings.way == "generate" else {})
 
 

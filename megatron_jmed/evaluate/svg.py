@@ -76,6 +76,16 @@ def colour(index: int) -> str:
     return f"var(--c{index % NUM_COLOURS + 1})"
 
 
+def dashes(index: int) -> str:
+    """Lines differ in their dashes as well as in colour, for readers and printers who see none."""
+    return ("", "7 3", "2 3", "9 3 2 3", "4 2 1 2 1 2", "12 4", "1 2", "6 2 2 2")[index % NUM_COLOURS]
+
+
+def key_line(index: int) -> str:
+    """A sample of a line, for a legend."""
+    return f'<svg class="key" viewBox="0 0 26 8" aria-hidden="true">{_stroke(0, 4, 26, 4, colour(index), 2.5, dashes(index))}</svg>'
+
+
 def short_number(value: float, digits: int = 3) -> str:
     """A number for people: 79.6 B, 4.19 M, 0.0213, 3×10⁻⁵."""
     if value == 0:
@@ -272,7 +282,7 @@ def _panel(panel: Panel, to_x: Scale, top: float, bottom: float, width: int) -> 
         parts.append(_stroke(LEFT, y, width - RIGHT, y, "var(--faint)", 1.5, "5 4"))
         parts.append(_text(width - RIGHT - 4, y - 5, name, "end"))
     for index, line in enumerate(panel.lines):
-        parts += _curve(line, colour(index), to_x, lambda value: to_y(place(value)))
+        parts += _curve(line, index, to_x, lambda value: to_y(place(value)))
     return parts
 
 
@@ -285,7 +295,8 @@ def _range(values: Sequence[float], panel: Panel) -> tuple[float, float, bool]:
     return (low if panel.from_zero and low == 0 else low - margin), high + margin, False
 
 
-def _curve(line: Line, tint: str, to_x: Scale, to_y: Scale) -> list[str]:
+def _curve(line: Line, index: int, to_x: Scale, to_y: Scale) -> list[str]:
+    tint = colour(index)
     points = [(x, y) for x, y in zip(line.xs, line.ys, strict=True) if y is not None and math.isfinite(y)]
     if not points:
         return []
@@ -298,7 +309,8 @@ def _curve(line: Line, tint: str, to_x: Scale, to_y: Scale) -> list[str]:
     for x, (low, high) in zip(line.xs, line.ends, strict=bool(line.ends)):
         parts.append(_stroke(to_x(x), to_y(low), to_x(x), to_y(high), tint, 1.2))
     curve = _points([(x, mean) for x, mean, _, _ in bins], to_x, to_y)
-    parts.append(f'<polyline points="{curve}" fill="none" stroke="{tint}" stroke-width="1.8" stroke-linejoin="round"/>')
+    dash = f' stroke-dasharray="{dashes(index)}"' if dashes(index) else ""
+    parts.append(f'<polyline points="{curve}" fill="none" stroke="{tint}" stroke-width="1.8" stroke-linejoin="round"{dash}/>')
     if line.dots or len(points) == 1:
         parts += [
             f'<circle cx="{to_x(x):.1f}" cy="{to_y(y):.1f}" r="3" fill="{tint}">'

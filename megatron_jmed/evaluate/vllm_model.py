@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from megatron_jmed.corpus.chat import ChatTemplate, Turn, load_template
+from megatron_jmed.corpus.chat import ChatTemplate, Turn
 from megatron_jmed.errors import CheckpointError
 from megatron_jmed.evaluate.backend import OptionScores
-from megatron_jmed.evaluate.hf_model import check_hf_folder, fingerprint, load_tokenizer, short_name
+from megatron_jmed.evaluate.hf_model import chat_template_of, check_hf_folder, fingerprint, load_tokenizer, short_name
 from megatron_jmed.evaluate.prompt import Prompt
 from megatron_jmed.evaluate.seam import fit_request, split_at_seam
 
@@ -40,7 +40,7 @@ class VllmModel:
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
-        return load_template(self.folder)
+        return chat_template_of(self.folder)
 
     def _render(self, prompt: Prompt) -> str:
         if not prompt.is_chat:

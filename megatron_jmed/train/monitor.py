@@ -4,6 +4,7 @@ In: the numbers a step returns. Out: RUN/metrics.jsonl (one JSON object a line, 
 asked, and a line on the terminal with rate and time left. Only rank 0 writes; on the others a Monitor does nothing.
 """
 
+import contextlib
 import json
 import math
 import platform
@@ -13,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -211,11 +213,21 @@ def _append_start(folder: RunFolder, world: World, config: RunConfig, step: int)
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
         "code_version": code_version(),
+        "versions": _versions(),
         "world_size": world.size,
         "layout": " ".join(f"{name}{getattr(config.parallel, name)}" for name in ("tp", "pp", "ep", "etp", "cp")),
         "host": platform.node(),
     })
     write_json(folder.run, content)
+
+
+def _versions() -> dict[str, str]:
+    """What computed this part of the run: Python, the libraries whose numbers it depends on, and the accelerator."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "megatron-core", "transformer-engine", "triton", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found | {"accelerator": gpu_name() or "CPU"}
 
 
 def _first_line(config: RunConfig, world: World) -> str:

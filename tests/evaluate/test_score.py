@@ -220,8 +220,9 @@ def test_comparison_with_a_base_model_is_paired() -> None:
 
 
 def test_written_answers_report_their_form() -> None:
-    written = [record(f"112A{n}", "", is_compliant=n < 2) | {"picked": {"generated": ["c"] if n < 3 else []}} for n in range(4)]
-    number = record("112A9", "", type="numeric", num_choices=0, num_to_pick=0, is_compliant=True)
+    written = [record(f"112A{n}", "", is_compliant=n < 2, text="") for n in range(4)]
+    written = [r | {"picked": {"generated": ["c"] if n < 3 else []}} for n, r in enumerate(written)]
+    number = record("112A9", "", type="numeric", num_choices=0, num_to_pick=0, is_compliant=True, text="")
     written.append(number | {"answers": [["26"]], "picked": {"generated": ["26"]}})
     scores = score_records(written, ("generated",))
     counts = {name: scores["format"][name] for name in ("num_written", "num_compliant", "num_read", "compliance")}
@@ -229,4 +230,4 @@ def test_written_answers_report_their_form() -> None:
     assert scores["accuracy"]["generated"]["num_correct"] == 4
     assert scores["by_type"]["numeric"]["generated"]["chance"] == 0
     text = scores_as_text({"exam": "e", "model": {"name": "m"}} | scores)
-    assert "in the form asked for: 3 of 5 answers (60.0%); readable: 4" in text
+    assert "readable: 4 of 5 written answers; in the form asked for: 3 (60.0%)" in text

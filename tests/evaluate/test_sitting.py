@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 import pytest
 
+from megatron_jmed.corpus.chat import Turn, llmjp_template
 from megatron_jmed.corpus.decontaminate import decontaminate
-from megatron_jmed.errors import CorpusError, ExamError
+from megatron_jmed.errors import ExamError
 from megatron_jmed.evaluate import sitting
 from megatron_jmed.evaluate.answer import answer_by_generation
 from megatron_jmed.evaluate.exam import load_exam
@@ -122,8 +123,16 @@ def test_instructed_form_goes_through_the_models_own_chat_template(
     as_text = Prompt(f"\n### user:\n{message}\n### assistant:\n")
     expected = model.score_options([as_text], [question.choices])[0].log_likelihoods
     assert scores["questions"][0]["log_likelihoods"] == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(CorpusError, match=r"has no tokenizer_config\.json"):
-        take_exam(hf_folder, exam_folder, tmp_path / "other.json", settings)
+    assert scores["chat_template"] == "tokenizer_config.json"
+    other = take_exam(hf_folder, exam_folder, tmp_path / "other.json", settings)  # a folder without one: LLM-jp's
+    assert other["chat_template"] == "LLM-jp's chat template"
+    as_text = Prompt(llmjp_template().render([Turn("user", message)], add_generation_prompt=True).removeprefix("<s>"))
+    expected = model.score_options([as_text], [question.choices])[0].log_likelihoods
+    assert other["questions"][0]["log_likelihoods"] == pytest.approx(expected, abs=1e-6)
+    plain = take_exam(hf_folder, exam_folder, tmp_path / "plain.json", SittingSettings(chat=True, limit=1))
+    as_text = llmjp_template().render([Turn("user", render_prompt(question).text)], add_generation_prompt=True)
+    expected = model.score_options([Prompt(as_text.removeprefix("<s>"))], [question.choices])[0].log_likelihoods
+    assert plain["questions"][0]["log_likelihoods"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_letters_may_be_compared_instead_of_words(hf_folder: Path, exam_folder: Path, tmp_path: Path, model: HfModel) -> None:

@@ -70,9 +70,12 @@ def test_a_bad_node_is_replaced_by_a_spare_or_by_another_job(slurm: PrivateSlurm
         assert "the key is there" in output(run)
         assert not [path for path in run.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
 
+        python = run.parents[1] / "stand_in"  # now even its python is gone there, which must not end the measuring elsewhere
+        slurm.on_node("node002", "mount", "--bind", "/dev/null", str(python))
         job, run = start("excluded", num_steps=10, gate="network = false")
         assert slurm.wait_state(job, *ENDED, seconds=180) == "FAILED", output(run)
-        assert "too few fit nodes" in output(run)
+        assert "too few fit nodes" in output(run) and "gate: node002 is bad: did not answer" in output(run)
+        assert "gate: 1 of 2 node(s) are fit" in output(run)
         wait_for((run / "done").exists, 120, "the job that keeps away from node002")
         assert (run / "bad_nodes").read_text() == "node002\n" and "attempt 1 on node001 node003" in output(run)
     finally:
