@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Instruction tuning: invented conversations that teach 40 facts -> tokens with a loss weight each -> the demo's model, tuned on what
 # the assistant says alone, on two ranks -> a Hugging Face folder with its chat template, and that of the untuned model to compare.
-# Where 00_tiny.sh has made runs/tiny; run it again and it goes on or skips. Adapters instead: add model.lora_rank=8 to the training.
+# Where 00_tiny.sh has made runs/tiny; run it again and it goes on or skips.
 set -euo pipefail
 repo=$(cd "$(dirname "$0")/.." && pwd) run=runs/tiny_sft
 data=$repo/examples/data tools=$repo/tools

@@ -17,6 +17,8 @@ done
 echo "== written answers"
 sit base_hf before_written --way generate --max-new-tokens 24 --batch-size 8 --tokens 0
 sit hf after_written --way generate --max-new-tokens 24 --batch-size 8 --tokens 614400 --base $run/scores/before_written.json
+echo "== every checkpoint of the tuning, for the curve in the report"
+python "$tools/exam_checkpoints.py" $run "$exam" --tokenizer runs/tiny/tokenizer.model --chat
 echo "== as a task of lm-evaluation-harness, report, model card, comparison"
 python "$tools/export_lm_eval.py" "$exam" $run/lm_eval --name qa_exam
 python "$tools/write_report.py" $run --card $run/hf

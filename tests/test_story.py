@@ -98,6 +98,10 @@ def test_exam_story_shows_what_tuning_has_taught_in_a_template_that_no_conversat
     told = tell("05_exam.sh", run_folder.parents[1])
     assert "qa_exam.yaml: 40 exported" in told
     scores = {path.stem: json.loads(path.read_text()) for path in (tuned / "scores").glob("*.json")}
+    course = [scores.pop(f"qa_exam_step_{step:07d}") for step in (150, 300)]
+    assert [s["tokens"] for s in course] == [307_200, 614_400]
+    assert course[0]["accuracy"]["sum"]["num_correct"] < course[1]["accuracy"]["sum"]["num_correct"] == (
+        scores["after_standard"]["accuracy"]["sum"]["num_correct"])
     assert set(scores) == {f"{when}_{how}" for when in ("before", "after") for how in ("standard", "english", "written")}
     for how in ("standard", "english"):
         before, after = (scores[f"{when}_{how}"]["accuracy"]["sum"] for when in ("before", "after"))

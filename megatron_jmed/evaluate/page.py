@@ -103,16 +103,18 @@ svg.key { display:inline-block; width:26px; height:8px; margin-right:6px; }
 .hot { background:var(--hot); } .cold { background:var(--cold); }
 .table { overflow-x:auto; } .table p { color:var(--faint); font-size:13px; margin:8px 0 0;
   } table { border-collapse:collapse; font-size:13.5px; font-variant-numeric:tabular-nums; }
-th, td { text-align:left; padding:5px 28px 5px 0; border-bottom:1px solid var(--grid); overflow-wrap:break-word; }
+th, td { text-align:left; padding:5px 18px 5px 0; border-bottom:1px solid var(--grid); overflow-wrap:break-word; }
 th { color:var(--faint); font-weight:600; white-space:nowrap; overflow-wrap:normal; } .n { text-align:right;
   white-space:nowrap; overflow-wrap:normal; }
-.stack .n { white-space:normal; } details .table { border:0; padding:0; } summary { cursor:pointer; font-weight:600;
+.stack .n { white-space:normal; } .table:not(.wide) td, .table:not(.wide) th { padding-right:14px; }
+  details .table { border:0; padding:0; } summary { cursor:pointer; font-weight:600;
   } pre { overflow-x:auto; font-size:12.5px; }
 .absent { color:var(--faint); font-style:italic; margin:0; }
 @media print { :root { color-scheme:light; --page:#fff; --card:#fff; --ink:#000; --faint:#444; --grid:#ccc;
   --c1:#0b62a8; --c2:#d1591a; --c3:#158463; --c4:#8e44ad; --c5:#b08900; --c6:#c0345f; --c7:#3f8fb5; --c8:#6b7280;
   --hot:#e0631b; --cold:#1f77c9; }
-  main { max-width:none; padding:0; } .grid { grid-template-columns:1fr; } figure, .table, .tile, li { break-inside:avoid; }
+  main { max-width:none; padding:0; } .grid { grid-template-columns:1fr 1fr; gap:10px; } section { break-inside:auto; }
+  figure, .table, .tile, li { break-inside:avoid; }
   h2, h3 { break-after:avoid; } .table { overflow:visible; } th, td { padding-right:10px; } td { font-size:11px; }
   .n, th { white-space:normal; } details:not([open]) { display:none; } * { print-color-adjust:exact; } }
 """

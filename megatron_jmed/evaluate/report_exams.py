@@ -68,7 +68,12 @@ def exam_notes(every: Sequence[Scores]) -> list[str]:
 def exam_parts(every: Sequence[Scores]) -> list[str]:
     if not every:
         return []
-    return [_overview(every), *courses(every), *(part for scores in latest_of_each(every) for part in _sitting_parts(scores))]
+    return [_overview(every), *_rows(courses(every)), *(row for s in latest_of_each(every) for row in _rows(_sitting_parts(s)))]
+
+
+def _rows(parts: Sequence[str]) -> list[str]:
+    """Parts that belong together, as one block of the page's width."""
+    return [f'<div class="wide grid">{"".join(parts)}</div>'] if parts else []
 
 
 # --- over checkpoints ----------------------------------------------------------------------------------------------
@@ -123,7 +128,8 @@ def _overview(every: Sequence[Scores]) -> str:
     for scores in every:
         s = first_of(scores)
         words = f"{scores.get('template', '')}{' in chat' if scores.get('chat') else ''}"
-        put = f"{words}, {METHOD_NAMES[scores['methods'][0]]}, {scores.get('num_shots', 0)} shown"
+        shots = f", {scores['num_shots']} shown" if scores.get("num_shots") else ""
+        put = f"{words}, {METHOD_NAMES[scores['methods'][0]]}{shots}".replace(" ", "\u00a0")
         tokens = scores.get("tokens")
         right = f"{s['num_correct']} / {s['num_scored']}"
         rows.append([
@@ -132,7 +138,7 @@ def _overview(every: Sequence[Scores]) -> str:
             _passed(scores), _against(scores),
         ])  # fmt: skip
     return table(
-        "Every sitting", head, rows, num_texts=3, note="By the first way of comparing; solved examples shown before each question."
+        "Every sitting", head, rows, num_texts=3, note="By the first way of comparing."
     )
 
 
@@ -166,12 +172,12 @@ def _sitting_parts(scores: Scores) -> list[str]:
         _accuracy_figure(f"Accuracy, {title}", f"{asked}. Groups are compared by {METHOD_NAMES[first]}.", whole),
         _summary(scores),
     ]
-    parts = [f'<div class="stack">{"".join(left)}</div>']
     large = [
         (name, s[first], False)
         for name, s in scores["by_subject"].items()
         if s[first]["num_scored"] >= MIN_GROUP and name != "unknown"
     ]
+    parts = [f'<div class="stack">{"".join(left)}</div>'] if len(large) > 1 else left
     if len(large) > 1:
         large.sort(key=lambda row: -row[1]["accuracy"])
         caption = (
@@ -239,7 +245,7 @@ def _verdicts(scores: Scores) -> list[str]:
                 [METHOD_NAMES[m], f"{c['difference']:+.1%}", ends, str(c["num_gained"]), str(c["num_lost"]), f"{c['p_value']:.2g}"]
             )
         head = ["compared by", "difference", "95% interval (paired bootstrap)", "gained", "lost", "p (McNemar, exact)"]
-        note = f"On the same {against['num_questions']} questions. Gained: right here, wrong there. p: so uneven a split by luck."
+        note = f"On the same {against['num_questions']} questions. Gained: right here, wrong there. p: of so uneven a split."
         parts.append(table(f"{scores['exam']} against {against['model']}", head, rows, num_texts=1, note=note))
     return parts
 

@@ -245,7 +245,7 @@ def test_a_model_that_prefers_the_right_option_gets_every_point(
 @pytest.mark.skipif(not REAL_EXAM.is_dir(), reason=f"no real exam at {REAL_EXAM}; set MEGATRON_JMED_SHARED")
 @pytest.mark.parametrize("year", [2018, 2019, 2020, 2021])
 def test_a_random_model_scores_at_chance_on_the_real_exam(hf_folder: Path, tmp_path: Path, year: int) -> None:
-    scores = take_exam(hf_folder, REAL_EXAM, tmp_path / "exam.json", SittingSettings(years=(year,), batch_size=16))
+    scores = take_exam(hf_folder, REAL_EXAM, tmp_path / "exam.json", SittingSettings(years=(year,)))
     for method in scores["methods"]:
         s = scores["accuracy"][method]
         assert s["interval_low"] <= s["chance"] <= s["interval_high"], (method, s["accuracy"], s["chance"])

@@ -6,7 +6,7 @@ import torch
 import megatron_jmed.parallel  # noqa: F401  (the CPU patches come before Megatron-Core)
 from megatron_jmed.config import ModelConfig, load_config, problems
 from megatron_jmed.convert.source import open_weights
-from megatron_jmed.convert.weights import export_hf
+from megatron_jmed.convert.weights import export_hf, import_weights
 from megatron_jmed.data.batch import batch_from_sample
 from megatron_jmed.errors import CheckpointError, ConfigError
 from megatron_jmed.model.build import build_data_parallel_model
@@ -73,6 +73,31 @@ def test_adapters_begin_at_the_base_and_alone_are_trained(kind, build, groups, t
     assert held == trained == sum(numbers), "the optimizer holds the adapters' moments and no others"
     memory = stage_memory(config, 1, 0)
     assert memory.params_on_rank == sum(parameter.numel() for parameter in model.parameters()) and memory.gradients == 4 * trained
+
+
+@pytest.mark.parametrize("kind", [(), DENSE])
+def test_gradients_are_those_that_the_whole_weight_would_give(kind, build, groups, tmp_path):
+    """dA = s B^T dW and dB = s dW A^T, with the dW of a model whose weights are W + s B A and all trained."""
+    # without padding of the vocabulary, which an import clears, and unclipped
+    exact = ("model.aux_loss_coeff=0", "model.vocab_divisor=80", "optim.clip_grad=1e9", *kind)
+    config, model, optimizer, stepper = build(*LORA, *exact)
+    for _ in range(3):
+        stepper.train(batches(), lr=0.05, wants_stop=False)
+    folder = saved(config, model, optimizer, groups, tmp_path / "step_0000003", 3)
+    import_weights(open_weights(folder), tmp_path / "merged")
+    _, whole, whole_optimizer, whole_stepper = build(*exact)
+    load_weights(tmp_path / "merged", [whole], whole_optimizer, groups)
+    losses = [one.train(batches(), lr=0.0, wants_stop=False).loss for one in (stepper, whole_stepper)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    adapted, plain = dict(model.named_parameters()), dict(whole.named_parameters())
+    names = [name.removesuffix("adapter.a") for name in adapted if name.endswith("adapter.a")]
+    assert len(names) == 2 * (2 + 2 * max(1, config.model.num_experts)), "two layers: qkv, proj, and fc1 and fc2 of each expert"
+    for name in names:
+        a_rK, b_PNr, weight_NK = adapted[f"{name}adapter.a"], adapted[f"{name}adapter.b"], plain[f"{name}weight"]
+        b_Nr, grad_b_Nr, grad_NK = b_PNr.flatten(end_dim=1), b_PNr.main_grad.flatten(end_dim=1), weight_NK.main_grad
+        scale = 8 / 4
+        for ours, theirs in ((a_rK.main_grad, scale * b_Nr.t() @ grad_NK), (grad_b_Nr, scale * grad_NK @ a_rK.t())):
+            assert (ours - theirs).norm() <= 1e-3 * theirs.norm(), name
 
 
 @pytest.mark.parametrize("kind", [(), DENSE])
