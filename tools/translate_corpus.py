@@ -61,10 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-tokens", type=int, default=4096, help="of one answer; one that needs more is filed as truncated")
     piece_help = "documents are cut at ends of sentences into pieces no longer than this (default: 2000)"
     parser.add_argument("--max-piece-characters", type=int, default=2000, help=piece_help)
-    ratio_help = "characters of the result over those of the source (default: 0.2 1.0 for en to ja, 1.2 6.0 for ja to en)"
+    ratio_help = "characters of the result over those of the source (default: 0.2 0.8 for en to ja, 1.3 5.5 for ja to en)"
     parser.add_argument("--length-ratio", type=float, nargs=2, metavar=("MIN", "MAX"), help=ratio_help)
-    copied_help = "of the source that may stand in the result as it was (default: 0.5)"
-    parser.add_argument("--max-copied-share", type=float, default=0.5, help=copied_help)
+    copied_help = "of the source that may stand in the result as it was (default: 0.3)"
+    parser.add_argument("--max-copied-share", type=float, default=0.3, help=copied_help)
     bad_help = "of a document's characters in pieces that were copied, in a wrong language or of a wrong length (default: 0.2)"
     parser.add_argument("--max-bad-share", type=float, default=0.2, help=bad_help)
     parser.add_argument("--text-field", default="text")

@@ -58,7 +58,7 @@ class TranslateSettings:
     decoding: dict[str, JsonValue] = field(default_factory=dict)
     max_piece_characters: int = 2000
     length_ratio: tuple[float, float] | None = None  # None: that of the pair of languages
-    max_copied_share: float = 0.5
+    max_copied_share: float = 0.3
     max_bad_share: float = 0.2
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ which they are looked for:
 * refused: the server would not translate a piece (its content filter, or a request that it calls too large);
 * truncated: the answer reached the limit of tokens (finish_reason "length") or did not end;
 * empty: a piece has no answer but white space;
-* copied_through: the source's own words stand in the answer: it equals the source, or holds most of it;
+* copied_through: the source's own words stand in the answer: it equals the source, or holds much of it;
 * wrong_language: the answer is clearly in another language than the target (language.py);
 * length_ratio: characters of the answer over those of the source are out of bounds: something was left out, or made up.
 The last three are asked of the whole document, and of each piece that is long enough to tell: a document may have pieces that
@@ -20,12 +20,13 @@ from typing import Literal
 
 from megatron_jmed.corpus.language import LANGUAGES, find_language
 
-# Characters of the target over those of the source: documents outside are not translations of the whole.
-LENGTH_RATIOS = {("en", "ja"): (0.2, 1.0), ("ja", "en"): (1.2, 6.0)}
+# Characters of the target over those of the source: what is outside is no translation of the whole (LAB.md says how they were
+# chosen).
+LENGTH_RATIOS = {("en", "ja"): (0.2, 0.8), ("ja", "en"): (1.3, 5.5)}
 ANY_LENGTH_RATIO = (0.3, 3.5)
 MIN_CHARACTERS_TO_JUDGE_A_PIECE = 80
 SLACK_CHARACTERS = 20  # of a few words no ratio can be asked
-GRAM_CHARACTERS = 16  # so long a run is not the same by chance, nor a drug's or a person's name
+GRAM_CHARACTERS = 12  # so long a run is rarely the same by chance or as a name of a drug or person
 BLANKS = re.compile(r"\s+")
 Finish = Literal["stop", "length", "refused"]
 
@@ -46,7 +47,7 @@ class Bounds:
     from_lang: str
     to_lang: str
     length_ratio: tuple[float, float]
-    max_copied_share: float = 0.5  # of the source's runs of GRAM_CHARACTERS
+    max_copied_share: float = 0.3  # of the source's runs of GRAM_CHARACTERS
     max_bad_share: float = 0.2  # of the source's characters
 
 

@@ -151,6 +151,14 @@ def _wait_for(happened, seconds=20.0):
         time.sleep(0.02)
 
 
+def test_the_tool_names_all_that_is_wrong(tmp_path):
+    words = ["--server", "host:8000", "--concurrency", "0", "--body", "[1]"]
+    done = subprocess.run([sys.executable, str(TOOL), "in", str(tmp_path / "t"), *words], capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "t").exists()
+    for part in ("needs --model NAME", "host:8000 is no http:// address", "--concurrency 0", "--body must be a JSON object"):
+        assert part in done.stderr
+
+
 def test_a_failing_run_keeps_what_was_answered(stub, write_lines, tmp_path):
     source, target = write_lines(numbered(6)), tmp_path / "t"
     server = stub()
@@ -200,7 +208,7 @@ def test_every_setting_that_decides_an_answer_asks_again(stub, write_lines, tmp_
     run(source, tmp_path / "t", server, prompt="Into {to}:\n\n{text}", **again)
     run(source, tmp_path / "t", server, body={"temperature": 1, "max_tokens": 100}, **again)
     assert server.asked.total() == 6 and server.requests[2]["messages"][0]["content"].startswith("Into Japanese:\n\nCase ")
-    run(source, tmp_path / "t", server, max_copied_share=0.4, **again)
+    run(source, tmp_path / "t", server, max_copied_share=0.2, **again)
     assert server.asked.total() == 6
 
 
@@ -244,7 +252,7 @@ def test_a_long_document_is_joined_again(stub, write_lines, tmp_path):
 # ---- the filter alone
 
 
-EN_JA = Bounds("en", "ja", (0.2, 1.0))
+EN_JA = Bounds("en", "ja", (0.2, 0.8))
 
 
 def test_copied_share_is_of_long_runs():
@@ -262,9 +270,9 @@ def test_some_pieces_may_stay_as_they_were():
     answers = [Answer(translated(TEXT))] * 6 + [Answer(references)]
     assert find_problem(sources, answers, "\n".join(answer.text for answer in answers), EN_JA) is None
     left = "His blood pressure rose overnight and the dose of amlodipine was doubled by the physician on call. " * 3
-    sources, answers = [TEXT] * 2 + [left], [Answer(translated(TEXT))] * 2 + [Answer(left)]
+    sources, answers = [TEXT] * 3 + [left], [Answer(translated(TEXT))] * 3 + [Answer(left)]
     reason, detail = find_problem(sources, answers, "\n".join(answer.text for answer in answers), EN_JA)
-    assert reason == "copied_through" and "0.36 of the characters" in detail
+    assert reason == "copied_through" and "pieces with 0.2" in detail
 
 
 def test_few_words_are_not_measured_by_their_ratio():
@@ -331,3 +339,9 @@ def test_a_token_set_has_one_origin(stub, write_lines, tmp_path, settings):
         tokenize(tmp_path / "d", tmp_path / "tokens", settings())
     with pytest.raises(CorpusError, match="--origin original: the manifests .* machine_translated"):
         tokenize(tmp_path / "t", tmp_path / "tokens", settings(origin="original"))
+
+
+def test_half_a_document_left_as_it_was_is_found():
+    sources = ["He was given amlodipine, and his blood pressure fell in days.", "The scan showed no sign of bleeding or of a tumour."]
+    answers = [Answer(translated(sources[0])), Answer(sources[1])]
+    assert find_problem(sources, answers, "".join(answer.text for answer in answers), EN_JA)[0] == "copied_through"
