@@ -10,7 +10,7 @@ from megatron_jmed.corpus.shards import parse_shard
 from megatron_jmed.corpus.token_keys import merge_token_keys, tokenize_keys
 from megatron_jmed.corpus.token_shards import merge_token_shards
 from megatron_jmed.corpus.tokenizer import ENGINES, FAMILIES
-from megatron_jmed.corpus.tokens import TokenizeSettings, tokenize
+from megatron_jmed.corpus.tokens import ORIGINS, TokenizeSettings, tokenize
 from megatron_jmed.errors import CorpusError, run_tool
 
 
@@ -39,6 +39,8 @@ def main() -> None:
     max_bad_help = "bad records that are kept aside before the run stops (default: 100; with --merge: what the shards had)"
     parser.add_argument("--max-bad", type=int, help=max_bad_help)
     parser.add_argument("--licence", help="recorded in the manifest (default: what the source's manifest says)")
+    origin_help = "of text that was translated elsewhere (default: what the stages before recorded)"
+    parser.add_argument("--origin", choices=ORIGINS, help=origin_help)
     parser.add_argument("--overwrite", action="store_true", help="replace a token set made from something else")
     words = parser.parse_args()
     if words.merge != (words.source is None) or not (words.merge or words.tokenizer):
@@ -68,6 +70,7 @@ def _tokenized(words: argparse.Namespace) -> dict[Path, Manifest]:
         eos=not words.no_eos,
         max_bad=100 if words.max_bad is None else words.max_bad,
         licence=words.licence,
+        origin=words.origin,
         family=words.family,
         engine=words.engine,
         split_sentences=words.split_sentences,

@@ -101,7 +101,8 @@ def tokenize_chat(source: str | Path, target: str | Path, settings: ChatSettings
                                          **{name: int(writer.numbers[name]) for name in NUMBERS}}
         manifest = Manifest(stage=CHAT_STAGE, settings=choices, code_version=code_version(), source=str(source), inputs=inputs,
                             ignored_inputs=found.ignored, files=files, removed_files=removed_files,
-                            counts=writer.counting.result(), details=details, licence=licence)
+                            counts=writer.counting.result(), details=details, licence=licence,
+                            origin=found.origin())
         publish(target, manifest, OUTPUT_NAMES)
     return manifest
 

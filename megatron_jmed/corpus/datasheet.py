@@ -29,8 +29,10 @@ from megatron_jmed.corpus.manifest import (
     GroupCounts,
     InputFile,
     Manifest,
+    Origin,
     OutputFile,
     code_version,
+    joined_origin,
     publish,
     sha256_file,
 )
@@ -133,6 +135,7 @@ def _write_sheet(
         files=_write(target / PARTIAL_NAME, sheet),
         counts=_counts(sheets),
         licence="; ".join(sorted({licence for one in sheets for licence in one["licences"]})) or None,
+        origin=joined_origin(Origin.model_validate(one["origin"]) for one in sheets),
     )
 
 
@@ -235,6 +238,7 @@ def _describe_set(
         "bin_bytes": bin_path.stat().st_size,
         "files": [file.model_dump() for file in manifest.files],
         "licences": chain.licences(),
+        "origin": manifest.origin.model_dump(),
         "attribution": attribution.how,
         "totals": totals,
         "manifest_characters": manifest.counts.characters,

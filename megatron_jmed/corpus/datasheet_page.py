@@ -85,7 +85,7 @@ LANGUAGE_HEAD = ["source (language)", "sentences", "median characters", "95%", "
 TERM_HEAD = ["source (language)", "terms found", "of the list", "documents with a term", "per 1,000 characters", "most frequent"]
 DECLARED_HEAD = ["source (language)", "dated documents", "from", "to", "translation declared", "machine-translated",
                  "share of these"]
-SET_HEAD = ["token set", "licence", "documents", "tokens", "bytes of .bin", "characters per manifest − decoded"]
+SET_HEAD = ["token set", "licence", "origin", "documents", "tokens", "bytes of .bin", "characters per manifest − decoded"]
 REMOVED_HEAD = ["token set", "duplicates", "contaminated", "masked", "other removals"]
 
 
@@ -137,8 +137,15 @@ def _declared_row(label: str, group: Sheet) -> list[str]:
 
 def _set_row(one: Sheet) -> list[str]:
     totals = one["totals"]
-    return [one["name"], "; ".join(one["licences"]) or "not stated", _n(totals["documents"]), _n(totals["tokens"]),
+    return [one["name"], "; ".join(one["licences"]) or "not stated", _origin(one), _n(totals["documents"]), _n(totals["tokens"]),
             _n(one["bin_bytes"]), _n(one["manifest_characters"] - totals["characters"])]
+
+
+def _origin(one: Sheet) -> str:
+    """"original", or "machine-translated" with what is known of how."""
+    origin = one["origin"]
+    steps = [f"{step['from_lang']} to {step['to_lang']} by {step['model']}" for step in origin["translations"]]
+    return "; ".join([origin["kind"].replace("_", "-"), *steps])
 
 
 def _removed_row(one: Sheet) -> list[str]:

@@ -29,6 +29,7 @@ from megatron_jmed.corpus.manifest import (
     InputFile,
     Manifest,
     code_version,
+    joined_origin,
     publish,
 )
 from megatron_jmed.corpus.minhash import MinHash
@@ -265,6 +266,7 @@ def _find_and_write(
         counts=stage.sum_counts([part.counts for part in written]),
         details=_details(groups, settings),
         licence=choices["licence"],
+        origin=joined_origin(source.origin() for source in found),
     )
 
 

@@ -21,18 +21,18 @@ PERCENT_OF_A_SURE_ANSWER = 60
 MIN_LETTERS = 20
 
 
-def find_language(text: str) -> str | None:
-    """'ja', 'en' or 'other' if the text shows it clearly, else None."""
+def find_language(text: str, known: tuple[str, ...] = LANGUAGES) -> str | None:
+    """'ja', another of the known codes of CLD2, or 'other', if the text shows it clearly, else None."""
     text = sample(text, SAMPLE_CHARACTERS)
     letters, kana, han, _ = COUNT(text)
     if kana and kana >= KANA_SHARE_OF_JAPANESE * letters:
         return "ja"
     if letters < MIN_LETTERS:
         return None
-    found = _ask_cld2(text)
+    found = _ask_cld2(text, known)
     if han > letters / 2:
         # Lists of diseases and drugs are kanji alone: without a clear answer they are not called Chinese.
-        return found if found in ("ja", "other") else None
+        return None if found == "en" else found
     return found
 
 
@@ -44,15 +44,15 @@ def sample(text: str, num_characters: int) -> str:
     return "\n".join((text[:piece], text[middle - piece // 2 : middle + piece // 2], text[-piece:]))
 
 
-def _ask_cld2(text: str) -> str | None:
+def _ask_cld2(text: str, known: tuple[str, ...]) -> str | None:
     try:
         reliable, _, answers = pycld2.detect(text, isPlainText=True)
     except pycld2.error:  # noncharacters, which CLD2 takes for broken UTF-8
         return None
     _, code, percent, _ = answers[0]
-    if code in LANGUAGES:
+    if code in known:
         # A note with its translation, or English with Japanese questions, is in both: the larger part names it.
-        percent = sum(share for _, found, share, _ in answers if found in LANGUAGES)
+        percent = sum(share for _, found, share, _ in answers if found in known)
     if not reliable or percent < PERCENT_OF_A_SURE_ANSWER or code == "un":
         return None
-    return code if code in LANGUAGES else "other"
+    return code if code in known else "other"

@@ -78,6 +78,7 @@ def list_documents(token_set: str | Path, workers: int = 1) -> Manifest:
             counts=Counts(documents=rows, characters=manifest.counts.characters, tokens=manifest.counts.tokens),
             details={"groups": [list(group) for group in groups]},
             licence=manifest.licence,
+            origin=manifest.origin,
         )
         publish(target, listing, OUTPUT_NAMES)
     return listing

@@ -21,6 +21,7 @@ from megatron_jmed.errors import CorpusError
 
 MANIFEST_NAME = "manifest.json"
 PARTIAL_NAME = ".partial"
+CACHE_NAME = ".cache"  # what a stage keeps in its target from run to run, also with --overwrite
 FORMAT_VERSION = 1
 HASH_BLOCK_BYTES = 2**20
 
@@ -65,6 +66,30 @@ class Counts(_Record):
     by_lang: dict[str, GroupCounts] = Field(default_factory=dict)
 
 
+class Translation(_Record):
+    """One step of machine translation."""
+
+    from_lang: str
+    to_lang: str
+    model: str
+
+
+class Origin(_Record):
+    """Whether people wrote the text in its language or a machine translated it; "mixed" is both in one folder."""
+
+    kind: Literal["original", "machine_translated", "mixed"] = "original"
+    translations: list[Translation] = Field(default_factory=list)  # those known, in no order
+
+
+def joined_origin(origins: Iterable[Origin]) -> Origin:
+    """The origin of all of them together."""
+    origins = list(origins)
+    kinds = {origin.kind for origin in origins} or {"original"}
+    unique = {step.model_dump_json(): step for origin in origins for step in origin.translations}
+    translations = [unique[key] for key in sorted(unique)]
+    return Origin(kind=kinds.pop() if len(kinds) == 1 else "mixed", translations=translations)
+
+
 class Manifest(_Record):
     """The record of one finished stage; `settings` are the choices that change the output, `details` what follows."""
 
@@ -80,6 +105,7 @@ class Manifest(_Record):
     counts: Counts
     details: dict[str, JsonValue] = Field(default_factory=dict)
     licence: str | None = None
+    origin: Origin = Field(default_factory=Origin)
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def save(self, folder: Path) -> None:
@@ -150,7 +176,7 @@ def open_target(
             )
     elif not partial.exists() and not overwrite:
         outputs = set()
-    known = outputs | {PARTIAL_NAME, MANIFEST_NAME, f"{MANIFEST_NAME}.tmp"}
+    known = outputs | {PARTIAL_NAME, CACHE_NAME, MANIFEST_NAME, f"{MANIFEST_NAME}.tmp"}
     foreign = sorted(path.name for path in target.iterdir() if path.name not in known) if target.exists() else []
     if foreign:
         hint = "; --overwrite replaces them" if set(foreign) <= set(output_names) else ""

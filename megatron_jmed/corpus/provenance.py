@@ -96,6 +96,7 @@ def _step(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "dropped": counts.dropped,
         "details": _whole_numbers(manifest.details.get("counts")),
         "licence": manifest.licence,
+        "origin": manifest.origin.model_dump(),
     }
 
 

@@ -21,7 +21,9 @@ from megatron_jmed.corpus.manifest import (
     MANIFEST_NAME,
     PARTIAL_NAME,
     InputFile,
+    Origin,
     check_files,
+    joined_origin,
     load_manifest,
     sha256_file,
 )
@@ -82,6 +84,16 @@ class Source:
         """The licences that the earlier stages recorded, joined; None if none did."""
         licences = {load_manifest(manifest.parent).licence for manifest in self.manifests} - {None}
         return "; ".join(sorted(str(licence) for licence in licences)) or None
+
+    def origin(self) -> Origin:
+        """What the earlier stages recorded of the files, also of those named one by one or by a glob; else original."""
+        folders = {manifest.parent for manifest in self.manifests}
+        alone = {path.parent for path in self.files if not folders.intersection(path.parents)}
+        # A stage's files lie in its folder or one below.
+        made = {place: next((up for up in (place, place.parent) if (up / MANIFEST_NAME).is_file()), None) for place in alone}
+        known = folders | {folder for folder in made.values() if folder}
+        plain = [Origin()] if None in made.values() else []
+        return joined_origin([load_manifest(folder).origin for folder in sorted(known)] + plain)
 
 
 def find_source(path: str | Path) -> Source:

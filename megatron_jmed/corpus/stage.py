@@ -28,6 +28,8 @@ from megatron_jmed.corpus.manifest import (
     PARTIAL_NAME,
     InputFile,
     Manifest,
+    Origin,
+    Translation,
     code_version,
     publish,
 )
@@ -92,11 +94,13 @@ def run_stage(
     overwrite: bool = False,
     progress: bool = True,
     licence: str | None = None,
+    translation: Translation | None = None,
 ) -> Manifest:
     """Send every document of a source through a transform; a finished target is left as it is.
 
-    `make_transform` must be picklable; it is called once in each worker. Raises CorpusError for what the user can mend:
-    a damaged file, more than `max_bad` bad records, a target of another run, a dead worker, a full disk.
+    `make_transform` must be picklable; it is called once in each worker; a stage that translates says so.
+    Raises CorpusError for what the user can mend: a damaged file, more than `max_bad` bad records, a target of another
+    run, a dead worker, a full disk.
     """
     _check_words(workers, max_bad)
     found, target = find_source(source), Path(target)
@@ -138,9 +142,17 @@ def run_stage(
             counts=counts,
             details=details,
             licence=licence,
+            origin=_origin(found, translation),
         )
         publish(target, manifest, OUTPUT_NAMES)
     return manifest
+
+
+def _origin(source: Source, translation: Translation | None) -> Origin:
+    before = source.origin()
+    if translation is None:
+        return before
+    return Origin(kind="machine_translated", translations=[*before.translations, translation])
 
 
 def _tasks(

@@ -38,6 +38,7 @@ from megatron_jmed.corpus.manifest import (
     GroupCounts,
     InputFile,
     Manifest,
+    Origin,
     OutputFile,
     check_files,
     code_version,
@@ -58,6 +59,7 @@ CHAT_STAGE = "tokenize_chat"  # chat_tokens.py
 NAME = "tokens"
 WEIGHTS_NAME = f"{NAME}.weights"  # of conversations: how much each token counts in the loss
 OUTPUT_NAMES = (f"{NAME}.bin", f"{NAME}.idx", REMOVED)
+ORIGINS = ("original", "machine_translated")
 SENTENCES = "sentences"
 CONVERSATIONS = "conversations"
 # Enough that no worker waits for the reader, few enough that memory stays at some megabytes per worker.
@@ -75,6 +77,7 @@ class TokenizeSettings:
     eos: bool = True
     max_bad: int = 100
     licence: str | None = None  # None: what the source's manifests say
+    origin: str | None = None  # of text that was translated elsewhere; None: the same
     family: Family = "float"
     engine: Engine = "auto"
     split_sentences: bool = False
@@ -91,9 +94,10 @@ class TokenizeSettings:
             ("engine", self.engine, ENGINES),
             ("family", self.family, tuple(FAMILIES)),
             ("sentence-engine", self.sentence_engine, SENTENCE_ENGINES),
+            ("origin", self.origin, (None, *ORIGINS)),
         ):
             if value not in known:
-                raise CorpusError(f"--{name} {value} is unknown; choose from {', '.join(known)}")
+                raise CorpusError(f"--{name} {value} is unknown; choose from {', '.join(filter(None, known))}")
         if self.max_bad < 0:
             raise CorpusError(f"--max-bad {self.max_bad} is negative; 0 allows no bad record")
 
@@ -109,7 +113,7 @@ def tokenize(
     found = find_source(source)
     encoder = build_encoder(settings.tokenizer, settings.bos, settings.eos, settings.engine, settings.family)
     info = encoder.info()
-    licence = settings.licence or found.licence()
+    licence, origin = settings.licence or found.licence(), _origin(found, settings.origin)
     choices: dict[str, JsonValue] = {
         "tokenizer_sha256": info.sha256,
         "text_field": settings.text_field,
@@ -119,6 +123,8 @@ def tokenize(
         "max_bad": settings.max_bad,
         "licence": licence,
     }
+    if settings.origin:
+        choices["origin"] = settings.origin
     details: dict[str, JsonValue] = {"tokenizer": asdict(info), "dtype": encoder.dtype.name}
     if settings.split_sentences:
         splitter = load_splitter(settings.sentence_engine)
@@ -159,9 +165,23 @@ def tokenize(
             counts=counts,
             details=details,
             licence=licence,
+            origin=origin,
         )
         publish(target, manifest, OUTPUT_NAMES)
     return manifest
+
+
+def _origin(source: Source, declared: str | None) -> Origin:
+    """The one origin of a token set; CorpusError if the source has both, or is declared to be what it is not."""
+    found = source.origin()
+    if declared == "original" and found.kind == "machine_translated":
+        raise CorpusError(f"--origin original: the manifests of {source.root} say that it is machine_translated")
+    if declared:
+        return Origin(kind=declared, translations=found.translations)
+    if found.kind == "mixed":
+        raise CorpusError(f"{source.root} holds original and machine-translated text; a token set has one origin: tokenise them "
+                          f"apart, or name it by --origin {' or '.join(ORIGINS)}")
+    return found
 
 
 def _found_progress(target: Path, key: str) -> Progress:
@@ -174,7 +194,7 @@ def _found_progress(target: Path, key: str) -> Progress:
 
 def _progress_key(source: Source, inputs: list[InputFile], choices: dict[str, JsonValue]) -> str:
     # What does not change the tokens is left out, so that a rerun with a larger budget goes on.
-    decisive = {name: value for name, value in choices.items() if name not in ("max_bad", "licence", "shard")}
+    decisive = {name: value for name, value in choices.items() if name not in ("max_bad", "licence", "origin", "shard")}
     hashes = file_hashes(source, inputs)
     names = [source.name(path) for path in source.files]
     return key_hash([STAGE, decisive, code_version(), [[name, hashes[name]] for name in names]])
@@ -403,6 +423,11 @@ class TokenSet:
     @property
     def is_conversations(self) -> bool:
         return self.manifest.details.get("sequences") == CONVERSATIONS
+
+    @property
+    def origin(self) -> str:
+        """"original" or "machine_translated", as the stages behind it or --origin said."""
+        return self.manifest.origin.kind
 
     @property
     def tokenizer_sha256(self) -> str:

@@ -203,6 +203,7 @@ def blend_account(config: RunConfig, token_sets: list[TokenSet], data: PretrainD
             "name": source.name,
             "path": source.path,
             "lang": source.lang,
+            "origin": token_set.origin,
             "weight": source.weight / total_weight,
             "num_documents": token_set.num_documents,
             "num_tokens": token_set.num_tokens,

@@ -39,13 +39,13 @@ def blend_figures(run: Run) -> list[str]:
 def blend_tables(run: Run) -> list[str]:
     if not run.blend:
         return []
-    head = ["source", "language", "documents", "tokens", "planned tokens", "epochs", "consumed tokens"]
+    head = ["source", "language", "origin", "documents", "tokens", "planned tokens", "epochs", "consumed tokens"]
     rows = [
-        [s["name"], s["lang"], count(s["num_documents"]), count(s["num_tokens"]), count(s["planned_tokens"]),
-         f"{s['epochs']:.3f}", count(s.get("consumed_tokens"))]
+        [s["name"], s["lang"], s.get("origin", "–").replace("_", "-"), count(s["num_documents"]), count(s["num_tokens"]),
+         count(s["planned_tokens"]), f"{s['epochs']:.3f}", count(s.get("consumed_tokens"))]
         for s in run.blend
     ]  # fmt: skip
-    return [table("Sources", head, rows, num_texts=2)]
+    return [table("Sources", head, rows, num_texts=3)]
 
 
 def count(value: int | None) -> str:

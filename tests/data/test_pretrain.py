@@ -258,6 +258,19 @@ def test_epochs_in_the_account_count_the_training_part_as_one(config_for, read):
     assert source["epochs"] > 1
 
 
+def test_the_account_says_which_sources_a_machine_translated(small_config, token_folder, tmp_path, read):
+    source = tmp_path / "source.jsonl"
+    source.write_text('{"text": "咳と熱。心臓と肺と肝臓。"}\n' * 200, encoding="utf-8")
+    settings = TokenizeSettings(tokenizer=token_folder / "tokenizer.model", origin="machine_translated", progress=False)
+    tokenize(source, tmp_path / "mt", settings)
+    own = token_folder / "runs/tiny/tokens/texts_ja"
+    blend = f'[{{name="own", path="{own}", weight=1}}, {{name="mt", path="{tmp_path / "mt"}", weight=1}}]'
+    config = small_config(*SMALL, f"data.blend={blend}")
+    token_sets, data, _ = read(config, stop=1)
+    sources = blend_account(config, token_sets, data, 1)["sources"]
+    assert [source["origin"] for source in sources] == ["original", "machine_translated"]
+
+
 # ---- refusals
 
 
