@@ -31,7 +31,8 @@ for blend in "$study"/blends/*.toml; do
   run=$study/runs/$(basename "$blend" .toml)
   [ -e "$run/done" ] || python -m megatron_jmed.train "$blend"
   [ -e "$run/hf" ] || python "$tools/export_hf.py" "$run" "$run/hf" --tokenizer "$model"
-  python "$tools/take_exam.py" "$run/hf" "$study/cloze.jsonl" "$run/scores/cloze.json" --template minimal --batch-size 8
+  [ -e "$run/scores/cloze.json" ] ||
+    python "$tools/take_exam.py" "$run/hf" "$study/cloze.jsonl" "$run/scores/cloze.json" --template minimal --batch-size 8
 done
 python "$tools/analyze_mixture.py" "$study/runs" --target "exam cloze" --method per_byte --out "$study" --design "$study/design.json" \
   --plan "$study/plan.toml" --tokenizer "$model" --exam-words "$study/cloze.jsonl"

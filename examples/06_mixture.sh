@@ -16,12 +16,13 @@ python "$tools/make_cloze.py" "$data/texts_ja.jsonl" "$data/texts_en.jsonl.gz" $
 
 echo "== the runs: those that are done are skipped"
 python "$tools/design_mixtures.py" "$data/mixture.toml" tiny $study --runs "$mixtures" --tokens $((steps * step)) model.num_layers=2 \
-  parallel.ep=1 budget.save_every_tokens=$((steps * step)) budget.eval_every_tokens=$((steps * step / 4)) optim.warmup_tokens=$((8 * step))
+  parallel.ep=1 budget.save_every_tokens=$((steps * step)) budget.eval_every_tokens=$((steps * step / 4)) optim.warmup_tokens=$((4 * step))
 for blend in "$study"/blends/*.toml; do
   run=$study/runs/$(basename "$blend" .toml)
   [ -e "$run/done" ] || python -m megatron_jmed.train "$blend"
   [ -e "$run/hf" ] || python "$tools/export_hf.py" "$run" "$run/hf" --tokenizer $study/tokenizer.model
-  python "$tools/take_exam.py" "$run/hf" $study/cloze.jsonl "$run/scores/cloze.json" --template minimal --batch-size 8
+  [ -e "$run/scores/cloze.json" ] ||
+    python "$tools/take_exam.py" "$run/hf" $study/cloze.jsonl "$run/scores/cloze.json" --template minimal --batch-size 8
 done
 python "$tools/analyze_mixture.py" $study/runs --target "exam cloze" --out $study --design $study/design.json --plan "$data/mixture.toml" \
   --tokenizer $study/tokenizer.model --terms "$data/medical_terms.txt" --exam-words $study/cloze.jsonl

@@ -11,6 +11,8 @@ from html import escape
 from megatron_jmed.evaluate.mixture_pictures import WIDTH, Ramp, colour_bar, y_axis
 from megatron_jmed.evaluate.svg import LEFT, RIGHT, _grid, _label, _scale, _stroke, _svg, _text, short_number
 
+MOST_WIDTH, MOST_CHARACTERS = 1130, 40  # of a correlation map in pixels; of the name of a column
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -37,22 +39,23 @@ class Dot:
     kind: str = "run"
 
 
-def correlation_map(
-    alt: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[Cell]], width: int = 1130
-) -> str:
+def correlation_map(alt: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[Cell]]) -> str:
     """Cells coloured by sign and size of a correlation; what is not significant is grey."""
-    left, right, row_height = 210, 110, 24
-    cell = min(72.0, (width - left - right) / len(columns))
-    top = 26 + min(200.0, max(map(_text_width, columns)) * 0.72)
+    names = [_cut_to(name, MOST_CHARACTERS) for name in columns]
+    reach = max(map(_text_width, names)) * 0.71  # of a name at 45 degrees
+    left, row_height = 210, 24
+    cell = min(72.0, (MOST_WIDTH - left - reach) / len(columns))
+    width, top = round(left + cell * len(columns) + reach), 20 + reach
     body = []
-    for number, name in enumerate(columns):
+    for number, name in enumerate(names):
         x = left + (number + 0.5) * cell
-        body.append(f'<g transform="translate({x:.1f},{top - 8:.1f}) rotate(-45)">{_text(0, 0, _cut_to(name, 40))}</g>')
+        body.append(f'<g transform="translate({x:.1f},{top - 8:.1f}) rotate(-45)">{_text(0, 0, name)}</g>')
     for row, name in enumerate(rows):
         y = top + row * row_height
         body.append(_label(left - 10, y + 16, name, 30))
         body += [_correlation(left + column * cell, y, cell, row_height, one) for column, one in enumerate(cells[row])]
-    return _svg(alt, width, top + row_height * len(rows) + 6, body)
+    drawn = _svg(alt, width, top + row_height * len(rows) + 6, body)
+    return drawn.replace("<svg ", f'<svg style="max-width:{width}px" ', 1)
 
 
 def _correlation(x: float, y: float, width: float, height: float, one: Cell) -> str:

@@ -147,6 +147,6 @@ STYLE = """
 .grid { grid-template-columns:repeat(auto-fill, minmax(min(100%, 500px), 1fr)); } th, td { overflow-wrap:break-word; }
 .table:not(.wide) th, .table:not(.wide) td { padding-right:14px; }
 .legend i.unsure { background:var(--faint); opacity:0.35; } .verdict p.ink { color:var(--ink); font-size:15px; }
-@media print { main { max-width:none; } figure, .table { break-inside:avoid; } svg { max-height:16cm; }
+@media print { main { max-width:none; } figure, .table { break-inside:avoid; } svg { max-height:11cm; }
   .tile b { font-size:20px; } }
 """
