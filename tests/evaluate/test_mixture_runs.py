@@ -123,10 +123,17 @@ def test_shares_features_and_scores_are_those_of_what_was_read(runs):
     assert read_study([runs / "c", runs / "a", runs / "b"]).runs == read_study([runs]).runs
 
 
-def test_machine_translated_text_is_a_group_of_its_own(runs):
+def test_machine_translated_text_is_a_group_of_its_own(runs, corpus, tmp_path):
+    tokenize(DATA / "texts_ja.jsonl", tmp_path / "mt", TokenizeSettings(corpus / "tokenizer.model", origin="machine_translated",
+                                                                        progress=False))  # fmt: skip
+    blend = json.loads((runs / "a/blend.json").read_text())
+    blend["sources"][0]["path"] = str(tmp_path / "mt")
+    (runs / "a/blend.json").write_text(json.dumps(blend))
+    a = read_study([runs / "a"]).runs[0]
+    assert a.shares == pytest.approx({"ja+mt": 1 / 3, "en": 2 / 3, "ja": 0}), "as the token set says"
     for run in "abc":
         change_blend(runs / run, origin="machine_translated")
-    assert read_study([runs]).runs[0].shares == pytest.approx({"ja+mt": 1 / 3, "en+mt": 2 / 3})
+    assert read_study([runs]).runs[0].shares == pytest.approx({"ja+mt": 1 / 3, "en+mt": 2 / 3}), "as the run's blend.json says"
 
 
 def test_base_is_what_the_design_says_else_the_mixture_that_is_repeated(runs, corpus):
