@@ -9,7 +9,8 @@ same in every run.
 | exam NAME | accuracy over the questions that could be scored |
 | exam NAME / VALUE | the same of a subject, a kind or a language, or of all three together, where they vary in the exam |
 
-Groups of fewer than MIN_ITEMS questions are left out: their accuracy is mostly chance, and each target makes the others less sure.
+Groups of fewer than MIN_ITEMS questions, and those of the same questions as another, are left out: the accuracy of the first is
+mostly chance, and each target makes the others less sure.
 """
 
 import math
@@ -68,16 +69,16 @@ def exam_targets(name: str, scores: Mapping[str, Any], method: str | None) -> tu
     if not records:
         raise ExamError(f"{name}: exam {scores['exam']}: no question could be scored")
     varied = [key for key in ("subject", "type", "lang") if len({record[key] for record in records}) > 1]
-    cells: dict[str, list[bool]] = defaultdict(list)
-    for record in records:
+    cells: dict[str, list[int]] = defaultdict(list)
+    for number, record in enumerate(records):
         values = [record[key] or "unknown" for key in varied]
-        names = {"", *values, *([" / ".join(values)] if len(values) > 1 else [])}
-        for value in names:
-            cells[value].append(is_correct(record, method))
-    exam = f"exam {scores['exam']}"
+        for value in sorted({"", *values, *([" / ".join(values)] if len(values) > 1 else [])}):
+            cells[value].append(number)
+    right, exam = [is_correct(record, method) for record in records], f"exam {scores['exam']}"
+    shortest_first = sorted(cells.items(), key=lambda cell: (cell[0].count(" / "), cell[0]))
+    distinct = {tuple(numbers): value for value, numbers in reversed(shortest_first) if not value or len(numbers) >= MIN_ITEMS}
     targets = {
-        exam + (f" / {value}" if value else ""): sum(right) / len(right)
-        for value, right in sorted(cells.items())
-        if not value or len(right) >= MIN_ITEMS
+        exam + (f" / {value}" if value else ""): sum(right[number] for number in numbers) / len(numbers)
+        for numbers, value in sorted(distinct.items(), key=lambda item: item[1])
     }
     return targets, {record["id"]: is_correct(record, method) for record in records}

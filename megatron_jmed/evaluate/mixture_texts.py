@@ -162,12 +162,15 @@ def _mixed(texts: Sequence[tuple[ReadSource, _Texts]]) -> dict[str, float | None
         return sum(weight * value for weight, value in rows) / sum(weight for weight, _ in rows)
 
     features = {f"script {script}": mean(lambda of, script=script: of.scripts[script], True) for script in SCRIPTS}
-    return features | {
-        "characters a token": mean(lambda of: of.characters_a_token),
-        "lexical diversity": mean(lambda of: of.lexical_diversity),
-        "sentence characters": mean(lambda of: of.sentence_characters),
-        "terms per 1000 characters": mean(lambda of: of.terms, True),
-    }
+    return (
+        features
+        | {
+            "characters a token": mean(lambda of: of.characters_a_token),
+            "lexical diversity": mean(lambda of: of.lexical_diversity),
+            "sentence characters": mean(lambda of: of.sentence_characters),
+        }
+        | ({"terms per 1000 characters": mean(lambda of: of.terms, True)} if any(of.terms is not None for _, of in texts) else {})
+    )
 
 
 # --- the words of an exam ------------------------------------------------------------------------------------------

@@ -116,6 +116,7 @@ def test_shares_features_and_scores_are_those_of_what_was_read(runs):
         "also of a source that was not read"
     )
     assert "valid loss all" not in a.scores and lower_is_better("valid loss en") and not lower_is_better("exam cloze")
+    assert set(a.scores) == {"valid loss en", "valid loss wiki", "exam cloze", "exam cloze / ja", "exam cloze / en"}
     assert a.scores["exam cloze"] == 0.5 and b.scores["exam cloze / ja"] == 0.75
     assert sum(b.items["cloze"].values()) == 30 and b.items["cloze"]["q29"] and not b.items["cloze"]["q30"]
     assert study.scaling[0]["points"][1] == {"tokens": 2000, "valid loss en": 5.0, "valid loss ja": 4.5, "valid loss wiki": 4.2}
