@@ -37,8 +37,8 @@ def head_losses(layer: ColumnParallelLinear, hidden_SBH: torch.Tensor, labels_BS
 
 def real_token_losses(logits_BSV: torch.Tensor, labels_BS: torch.Tensor, vocab_size: int,
                       tp: torch.distributed.ProcessGroup) -> torch.Tensor:
-    """The loss of each token [B, S] in fp32 over the `vocab_size` real tokens: the rows that only pad the vocabulary, which a training
-    loss includes, are in no exported model. The logits are overwritten there. Collective over the tensor-parallel ranks."""
+    """The loss of each token [B, S] in fp32 over the `vocab_size` real tokens: the rows that only pad the vocabulary, which a
+    training loss includes, are in no exported model; their logits are overwritten. Collective over the tensor-parallel ranks."""
     first_id = tp.rank() * logits_BSV.size(-1)
     logits_BSV[..., max(0, vocab_size - first_id):] = torch.finfo(logits_BSV.dtype).min
     statistics = _joined(local_statistics(logits_BSV.flatten(end_dim=1), labels_BS.flatten(), first_id), tp)

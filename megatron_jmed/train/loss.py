@@ -41,8 +41,8 @@ def _masked_loss(batch: Batch, num_sources: int, cp: torch.distributed.ProcessGr
 
 
 def sums_of_rows(batch: Batch, num_rows: int, vocab_size: int, tp: torch.distributed.ProcessGroup, logits_BSV: torch.Tensor):
-    """What `loss_function` returns, with a row for each number in `source_B`, and losses over the real tokens alone. Collective over
-    the tensor-parallel ranks."""
+    """What `loss_function` returns, with a row for each number in `source_B`, and losses over the real tokens alone. Collective
+    over the tensor-parallel ranks."""
     losses_BS = real_token_losses(logits_BSV, batch.labels_BS, vocab_size, tp).double() * batch.loss_mask_BS
     by_row = torch.zeros(num_rows, 2, dtype=torch.float64, device=losses_BS.device)
     by_row.index_add_(0, batch.source_B, torch.stack([losses_BS.sum(dim=1), batch.loss_mask_BS.double().sum(dim=1)], dim=1))
