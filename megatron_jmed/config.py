@@ -214,6 +214,13 @@ class WatchConfig(Section):
     slow_steps: int = Field(10, gt=0)
 
 
+class ExamsConfig(Section):
+    """Exams that the model answers while it trains; a sheet is made by tools/prepare_exam.py."""
+
+    sheets: tuple[str, ...] = ()
+    every_tokens: int = Field(0, ge=0, description="0: never; else also after the last step")
+
+
 class RunConfig(Section):
     """One run, whole. `init` is "random" or the folder of a checkpoint whose weights the run starts from; with `init_moments`,
     Adam's moments, too."""
@@ -232,6 +239,7 @@ class RunConfig(Section):
     budget: BudgetConfig
     log: LogConfig = LogConfig()
     watch: WatchConfig = WatchConfig()
+    exams: ExamsConfig = ExamsConfig()
 
     @property
     def tokens_per_step(self) -> int:
@@ -384,6 +392,8 @@ def problems(config: RunConfig, world_size: int | None = None) -> list[str]:
     """Everything in `config` that cannot work, as sentences; with `world_size`, also what does not fit that many ranks."""
     found = _model_problems(config) + _budget_problems(config) + _data_problems(config) + _precision_problems(config)
     found += _kernels_problems(config)
+    if bool(config.exams.sheets) != bool(config.exams.every_tokens):
+        found.append("exams.sheets and exams.every_tokens belong together: give both, or neither")
     if config.init_moments and config.init == RANDOM_INIT:
         found.append('init_moments=true needs init="CHECKPOINT" of a run; random weights have no moments')
     found += _watch_problems(config) + _lora_problems(config)

@@ -1,9 +1,10 @@
 """What lies where in a run folder, and when is a checkpoint whole?
 
 RUN/config.json  RUN/run.json  RUN/metrics.jsonl  RUN/blend.json  RUN/checkpoints/step_N/  RUN/weights/step_N/  RUN/hf/
-RUN/scores/  RUN/report.html, and four marker files: `stop` (a request to save and end), `stopped` (that was done: step and
-reason), `done` (step), `stalled` (a rank made no progress: step and who). RUN/heartbeats/ and RUN/stalls/ are train/watch.py's,
-RUN/batches/ is data/batch_hashes.py's; RUN/alarms/step_N.txt names what a step that raised an alarm had read.
+RUN/exams/ (answers given while it trained)  RUN/scores/  RUN/report.html, and four marker files: `stop` (a request to save
+and end), `stopped` (that was done: step and reason), `done` (step), `stalled` (a rank made no progress: step and who).
+RUN/heartbeats/ and RUN/stalls/ are train/watch.py's, RUN/batches/ is data/batch_hashes.py's; RUN/alarms/step_N.txt names what a
+step that raised an alarm had read.
 
 Invariant: `state.json` is written last into a checkpoint, so a folder without it was never finished and counts as
 nothing. `files.json` holds every file's size and SHA-256, by which a damaged one is known. Programs of different rooms
@@ -57,6 +58,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.weights = self.path / "weights"
         self.alarms = self.path / "alarms"
+        self.exams = self.path / "exams"
         self.stop = self.path / "stop"
         self.stopped = self.path / "stopped"
         self.done = self.path / "done"

@@ -75,7 +75,7 @@ def take_exam(
     flags = read_flags(settings.contamination, [q.id for q in questions]) if settings.contamination else {}
     pool = find_demos(candidates_for_demos(exam, exam_path, settings), questions, settings.num_shots) if settings.num_shots else []
     backend = load_backend(address, settings.engine, settings.model)
-    identity = _identity(target.stem, backend, questions, pool, settings)
+    identity = exam_identity(target.stem, backend, questions, pool, settings)
     if target.exists():
         records = _finished(target, identity)
     else:
@@ -160,7 +160,7 @@ def draw_demos(pool: list[Question], question: Question, settings: SittingSettin
     return random.Random(f"{settings.seed}:{question.id}").sample(pool, settings.num_shots)
 
 
-def _identity(
+def exam_identity(
     name: str, backend: Backend, questions: list[Question], pool: list[Question], settings: SittingSettings
 ) -> dict[str, Any]:
     """Everything that decides the records; two sittings with the same identity give the same scores."""

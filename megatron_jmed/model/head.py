@@ -35,6 +35,16 @@ def head_losses(layer: ColumnParallelLinear, hidden_SBH: torch.Tensor, labels_BS
     return losses.view_as(labels_SB).t().contiguous()
 
 
+def real_token_losses(logits_BSV: torch.Tensor, labels_BS: torch.Tensor, vocab_size: int,
+                      tp: torch.distributed.ProcessGroup) -> torch.Tensor:
+    """The loss of each token [B, S] in fp32 over the `vocab_size` real tokens: the rows that only pad the vocabulary, which a
+    training loss includes, are in no exported model; their logits are overwritten. Collective over the tensor-parallel ranks."""
+    first_id = tp.rank() * logits_BSV.size(-1)
+    logits_BSV[..., max(0, vocab_size - first_id):] = torch.finfo(logits_BSV.dtype).min
+    statistics = _joined(local_statistics(logits_BSV.flatten(end_dim=1), labels_BS.flatten(), first_id), tp)
+    return statistics.loss().view_as(labels_BS)
+
+
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_TH, weight_VH, targets_T, tp_group, chunk_tokens: int, is_accumulating: bool):

@@ -17,6 +17,7 @@ from megatron_jmed.parallel import World, device, from_rank_zero, start_groups, 
 from megatron_jmed.run_folder import RunFolder
 from megatron_jmed.train.alarms import UpdateGuard, why_end
 from megatron_jmed.train.beginning import restore
+from megatron_jmed.train.exams import Exams
 from megatron_jmed.train.monitor import Monitor, StopRequest
 from megatron_jmed.train.optimizer import build_optimizer, learning_rate
 from megatron_jmed.train.saver import Saver
@@ -49,6 +50,7 @@ def _train(config: RunConfig, world: World, token_sets: list[TokenSet], checkpoi
     eval_every = config.steps_of(config.budget.eval_every_tokens) if config.budget.eval_every_tokens and data.valid else 0
     guard = UpdateGuard(config.watch, from_rank_zero(monitor.history))
     stepper = Stepper(config, groups, model, optimizer, data.source_names, guard)
+    exams = Exams(config, world, groups, stepper)
     micro_batches = watchdog.watched(train_batches(config, data, groups, step, device()), "train")
     actions: set[str] = set()  # what the last step's alarms ask for; rank 0 raises them, the next step tells the others
 
@@ -72,6 +74,11 @@ def _train(config: RunConfig, world: World, token_sets: list[TokenSet], checkpoi
             valid_batches = watchdog.watched(batches(config, data.valid, groups, 0, config.budget.eval_steps, device()), "validate")
             with whole_weights(model):
                 monitor.record_validation(step, stepper.validate(valid_batches, config.budget.eval_steps))
+        if exams.are_due(step):
+            watchdog.enter("validate")
+            with whole_weights(model):
+                exams.sit(step)
+            monitor.restart_clock()
         watchdog.enter("save")
         saver.save_what_is_due(step, is_last=is_last or numbers.is_stop_asked, is_asked=numbers.is_save_asked)
         if numbers.is_stop_asked:

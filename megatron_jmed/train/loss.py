@@ -1,6 +1,6 @@
 """The loss of one micro-batch: cross-entropy averaged over the tokens that count, and the same by source.
 
-Legend: B sequences, S tokens in a sequence, C sources of the blend.
+Legend: B sequences, S tokens in a sequence, C sources of the blend, V this rank's part of the padded vocabulary.
 """
 
 from functools import partial
@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from megatron_jmed.data.batch import Batch
+from megatron_jmed.model.head import real_token_losses
 
 
 def loss_function(batch: Batch, num_sources: int, cp: torch.distributed.ProcessGroup):
@@ -37,3 +38,12 @@ def _masked_loss(batch: Batch, num_sources: int, cp: torch.distributed.ProcessGr
     if cp.size() > 1:
         torch.distributed.all_reduce(num_tokens, group=cp)
     return total, num_tokens.int(), {"by_source": by_source}
+
+
+def sums_of_rows(batch: Batch, num_rows: int, vocab_size: int, tp: torch.distributed.ProcessGroup, logits_BSV: torch.Tensor):
+    """What `loss_function` returns, with a row for each number in `source_B`, and losses over the real tokens alone. Collective
+    over the tensor-parallel ranks."""
+    losses_BS = real_token_losses(logits_BSV, batch.labels_BS, vocab_size, tp).double() * batch.loss_mask_BS
+    by_row = torch.zeros(num_rows, 2, dtype=torch.float64, device=losses_BS.device)
+    by_row.index_add_(0, batch.source_B, torch.stack([losses_BS.sum(dim=1), batch.loss_mask_BS.double().sum(dim=1)], dim=1))
+    return losses_BS.sum(), torch.ones((), dtype=torch.int, device=losses_BS.device), {"by_source": by_row}

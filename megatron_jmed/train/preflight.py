@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_jmed.config import RANDOM_INIT, RunConfig, problems, raise_problems
 from megatron_jmed.corpus.tokens import TokenSet
+from megatron_jmed.data.exam_sheet import load_sheet
 from megatron_jmed.data.sources import budget_tokens, load_token_sets
 from megatron_jmed.errors import CheckpointError, ConfigError, CorpusError
 from megatron_jmed.model.precision import missing_for
@@ -37,6 +38,7 @@ def check_before_start(config: RunConfig, world_size: int) -> tuple[list[TokenSe
     except (CheckpointError, ConfigError) as error:
         found.append(str(error))
         error_type = type(error)
+    found += _exam_problems(config, token_sets)
     found += _tokenizer_problems(checkpoint, token_sets) + _epoch_problems(config, token_sets)
     if not problems(config, world_size):
         try:
@@ -49,6 +51,20 @@ def check_before_start(config: RunConfig, world_size: int) -> tuple[list[TokenSe
         raise error_type(f"{config.name}: {found[0]}")
     raise_problems(config.name, found)
     return token_sets, checkpoint, state
+
+
+def _exam_problems(config: RunConfig, token_sets: list[TokenSet]) -> list[str]:
+    found = []
+    for path in config.exams.sheets:
+        try:
+            sheet = load_sheet(path, config.model.vocab_size, config.budget.seq_length)
+        except CorpusError as error:
+            found.append(str(error))
+            continue
+        others = {token_set.tokenizer_sha256 for token_set in token_sets} - {sheet.tokenizer_sha256}
+        if others:
+            found.append(f"exam sheet {path} was made with another tokenizer than the token sets; make it again with theirs")
+    return found
 
 
 def _find_beginning(config: RunConfig) -> tuple[Path | None, CheckpointState | None]:

@@ -22,7 +22,7 @@ from megatron_jmed.data.batch import Batch
 from megatron_jmed.model.linear import forget_fp8_weights
 from megatron_jmed.parallel import Groups, device
 from megatron_jmed.train.alarms import UpdateGuard
-from megatron_jmed.train.loss import loss_function
+from megatron_jmed.train.loss import loss_function, sums_of_rows
 from megatron_jmed.train.optimizer import apply_grads, ready_grad_norm, set_learning_rate, skip_grads
 
 
@@ -151,6 +151,22 @@ class Stepper:
             results += self._forward_backward(data_iterator=self._for_each_chunk(batches), forward_only=True)
         return self._summed_over_ranks(results, [False] * 3)[0]
 
+    @torch.no_grad()
+    def log_likelihoods(self, batches: Iterator[Batch], num_steps: int, num_rows: int) -> list[float]:
+        """For each row number in `source_B` the summed log-likelihood of its tokens that count. Collective over all ranks."""
+        for chunk in self._model:
+            chunk.eval()
+        self._forget_fp8_weights()
+        losses = torch.zeros(num_rows, 2, dtype=torch.float64, device=device())
+        for _ in range(num_steps):
+            results = self._forward_backward(data_iterator=self._for_each_chunk(batches), forward_only=True,
+                                             forward_step_func=partial(self._answer, num_rows=num_rows))
+            if self._groups.tp.rank() == 0:
+                losses += sum((result["by_source"] for result in results), torch.zeros_like(losses))
+        torch.distributed.all_reduce(losses)
+        clear_aux_losses_tracker()
+        return (-losses[:, 0]).tolist()
+
     def _forget_fp8_weights(self) -> None:
         for chunk in self._model if self._config.precision.compute == "fp8" else []:
             forget_fp8_weights(chunk.parameters())
@@ -164,6 +180,11 @@ class Stepper:
         # our own attention reads document numbers where Megatron-Core speaks of a mask (model/layers.py)
         token_losses_BS = model(batch.tokens_BS, batch.position_ids_BS, attention_mask=batch.document_BS, labels=batch.labels_BS)
         return token_losses_BS, loss_function(batch, len(self._source_names), self._groups.cp)
+
+    def _answer(self, batches: Iterator[Batch], model: torch.nn.Module, num_rows: int):
+        batch = next(batches)
+        logits_BSV = model(batch.tokens_BS, batch.position_ids_BS, attention_mask=batch.document_BS)
+        return logits_BSV, partial(sums_of_rows, batch, num_rows, self._config.model.vocab_size, self._groups.tp)
 
     def _summed_over_ranks(self, results: list[dict[str, torch.Tensor]], wishes: list[bool]) -> tuple[StepNumbers, bool]:
         """(the numbers, whether any rank refuses the gradients): one all-reduce over the whole world for all that ranks hold in
