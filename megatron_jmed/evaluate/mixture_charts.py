@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 from megatron_jmed.evaluate.mixture_pictures import WIDTH, Ramp, colour_bar, y_axis
-from megatron_jmed.evaluate.svg import LEFT, RIGHT, _grid, _label, _scale, _stroke, _svg, _text, short_number
+from megatron_jmed.evaluate.svg import LEFT, RIGHT, axis_scale, drawing, grid_lines, label_at, short_number, stroke, words_at
 
 MOST_WIDTH, MOST_CHARACTERS = 1130, 40  # of a correlation map in pixels; of the name of a column
 
@@ -49,12 +49,12 @@ def correlation_map(alt: str, rows: Sequence[str], columns: Sequence[str], cells
     body = []
     for number, name in enumerate(names):
         x = left + (number + 0.5) * cell
-        body.append(f'<g transform="translate({x:.1f},{top - 8:.1f}) rotate(-45)">{_text(0, 0, name)}</g>')
+        body.append(f'<g transform="translate({x:.1f},{top - 8:.1f}) rotate(-45)">{words_at(0, 0, name)}</g>')
     for row, name in enumerate(rows):
         y = top + row * row_height
-        body.append(_label(left - 10, y + 16, name, 30))
+        body.append(label_at(left - 10, y + 16, name, 30))
         body += [_correlation(left + column * cell, y, cell, row_height, one) for column, one in enumerate(cells[row])]
-    drawn = _svg(alt, width, top + row_height * len(rows) + 6, body)
+    drawn = drawing(alt, width, top + row_height * len(rows) + 6, body)
     return drawn.replace("<svg ", f'<svg style="max-width:{width}px" ', 1)
 
 
@@ -68,7 +68,7 @@ def _correlation(x: float, y: float, width: float, height: float, one: Cell) -> 
         f'fill-opacity="{strength:.2f}"><title>{escape(one.tip)}</title></rect>'
     )
     number = f"{one.value:+.2f}" if width >= 40 else f"{one.value:+.1f}"
-    return rect + _text(x + width / 2 - 0.75, y + height / 2 + 3.5, number, "middle", bold=one.is_significant, small=width < 44)
+    return rect + words_at(x + width / 2 - 0.75, y + height / 2 + 3.5, number, "middle", bold=one.is_significant, small=width < 44)
 
 
 def _text_width(text: str) -> float:
@@ -84,23 +84,23 @@ def effect_chart(alt: str, rows: Sequence[Effect], axis_label: str, width: int =
     """A dot and its interval a row, on an axis through zero; hollow and grey where the interval holds zero."""
     label_width, text_width, row_height = 130, 190, 26
     low, high = min(0.0, *(row.low for row in rows)), max(0.0, *(row.high for row in rows))
-    to_x, ticks = _scale(low * unit, high * unit, label_width, width - text_width, 5)
+    to_x, ticks = axis_scale(low * unit, high * unit, label_width, width - text_width, 5)
     bottom = 10 + row_height * len(rows)
-    body = [*_grid(ticks, to_x, 6, bottom), _stroke(to_x(0), 6, to_x(0), bottom, "var(--faint)", 1.6)]
+    body = [*grid_lines(ticks, to_x, 6, bottom), stroke(to_x(0), 6, to_x(0), bottom, "var(--faint)", 1.6)]
     for number, row in enumerate(rows):
         y = 10 + (number + 0.5) * row_height
         tells = row.low > 0 or row.high < 0
         tint = "var(--c1)" if tells else "var(--faint)"
         text = f"{row.value * unit:+.3g} ({row.low * unit:+.2g} to {row.high * unit:+.2g})"
         body += [
-            _label(label_width - 10, y + 4, row.label, 19, bold=tells),
-            _stroke(to_x(row.low * unit), y, to_x(row.high * unit), y, tint, 2.5),
+            label_at(label_width - 10, y + 4, row.label, 19, bold=tells),
+            stroke(to_x(row.low * unit), y, to_x(row.high * unit), y, tint, 2.5),
             f'<circle cx="{to_x(row.value * unit):.1f}" cy="{y}" r="5" stroke="{tint}" stroke-width="2" '
             f'fill="{tint if tells else "var(--card)"}"><title>{escape(row.label)}: {text}</title></circle>',
-            _text(width - text_width + 10, y + 4, text, bold=tells),
+            words_at(width - text_width + 10, y + 4, text, bold=tells),
         ]
-    body.append(_text(width - text_width, bottom + 34, axis_label, "end"))
-    return _svg(alt, width, bottom + 42, body)
+    body.append(words_at(width - text_width, bottom + 34, axis_label, "end"))
+    return drawing(alt, width, bottom + 42, body)
 
 
 def dot_chart(alt: str, dots: Sequence[Dot], x_label: str, y_label: str, diagonal: bool = False, zero: bool = False) -> str:
@@ -112,15 +112,15 @@ def dot_chart(alt: str, dots: Sequence[Dot], x_label: str, y_label: str, diagona
     if zero:
         xs, ys = [*xs, 0.0], [*ys, 0.0]
     (x_low, x_high), (y_low, y_high) = _padded(xs), _padded(ys)
-    to_x, ticks = _scale(x_low, x_high, LEFT, WIDTH - RIGHT, 6)
-    to_y, _ = _scale(y_low, y_high, bottom, top, 5)
-    body = [*_grid(ticks, to_x, top, bottom), *y_axis(to_y, y_low, y_high, WIDTH)]
+    to_x, ticks = axis_scale(x_low, x_high, LEFT, WIDTH - RIGHT, 6)
+    to_y, _ = axis_scale(y_low, y_high, bottom, top, 5)
+    body = [*grid_lines(ticks, to_x, top, bottom), *y_axis(to_y, y_low, y_high, WIDTH)]
     if diagonal:
-        body.append(_stroke(to_x(x_low), to_y(x_low), to_x(x_high), to_y(x_high), "var(--faint)", 1.5, "5 4"))
+        body.append(stroke(to_x(x_low), to_y(x_low), to_x(x_high), to_y(x_high), "var(--faint)", 1.5, "5 4"))
     if zero:
         body += [
-            _stroke(to_x(0), top, to_x(0), bottom, "var(--faint)", 1.5),
-            _stroke(LEFT, to_y(0), WIDTH - RIGHT, to_y(0), "var(--faint)", 1.5),
+            stroke(to_x(0), top, to_x(0), bottom, "var(--faint)", 1.5),
+            stroke(LEFT, to_y(0), WIDTH - RIGHT, to_y(0), "var(--faint)", 1.5),
         ]
     for dot in dots:
         tip = f"<title>{escape(dot.name)}: {short_number(dot.x, 4)}, {short_number(dot.y, 4)}</title>"
@@ -130,8 +130,8 @@ def dot_chart(alt: str, dots: Sequence[Dot], x_label: str, y_label: str, diagona
             if dot.kind == "base"
             else f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5.5" {paint}>{tip}</circle>'
         )
-    body += [_text(LEFT, top - 10, y_label, bold=True), _text(WIDTH - RIGHT, bottom + 34, x_label, "end")]
-    return _svg(alt, WIDTH, bottom + 40, body)
+    body += [words_at(LEFT, top - 10, y_label, bold=True), words_at(WIDTH - RIGHT, bottom + 34, x_label, "end")]
+    return drawing(alt, WIDTH, bottom + 40, body)
 
 
 def _padded(values: Sequence[float]) -> tuple[float, float]:
@@ -146,14 +146,14 @@ def run_lines(
     top, bottom = 28.0, 250.0
     points = [point for _, its, _ in lines for point in its]
     (x_low, x_high), (y_low, y_high) = (min(x for x, _ in points), max(x for x, _ in points)), _padded([y for _, y in points])
-    to_x, ticks = _scale(x_low, x_high, LEFT, WIDTH - RIGHT, 6)
-    to_y, _ = _scale(y_low, y_high, bottom, top, 5)
-    body = [*_grid(ticks, to_x, top, bottom), *y_axis(to_y, y_low, y_high, WIDTH), _text(LEFT, top - 10, y_label, bold=True)]
+    to_x, ticks = axis_scale(x_low, x_high, LEFT, WIDTH - RIGHT, 6)
+    to_y, _ = axis_scale(y_low, y_high, bottom, top, 5)
+    body = [*grid_lines(ticks, to_x, top, bottom), *y_axis(to_y, y_low, y_high, WIDTH), words_at(LEFT, top - 10, y_label, bold=True)]
     for name, its, value in sorted(lines, key=lambda line: ramp.place(line[2])):
         path = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in its)
         tip = f"<title>{escape(name)}: {short_number(its[-1][1], 4)} at the end</title>"
         body.append(f'<polyline points="{path}" fill="none" stroke="var(--ink)" stroke-width="3" stroke-opacity="0.3"/>')
         body.append(f'<polyline points="{path}" fill="none" stroke="{ramp.colour(value)}" stroke-width="2">{tip}</polyline>')
         body += [f'<circle cx="{to_x(x):.1f}" cy="{to_y(y):.1f}" r="2.8" fill="{ramp.colour(value)}"/>' for x, y in its]
-    body.append(_text(WIDTH - RIGHT, bottom + 34, x_label, "end"))
-    return _svg(alt, WIDTH, bottom + 84, [*body, *colour_bar(ramp, LEFT, bottom + 50, WIDTH - LEFT - RIGHT)])
+    body.append(words_at(WIDTH - RIGHT, bottom + 34, x_label, "end"))
+    return drawing(alt, WIDTH, bottom + 84, [*body, *colour_bar(ramp, LEFT, bottom + 50, WIDTH - LEFT - RIGHT)])

@@ -10,7 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from megatron_jmed.evaluate.svg import LEFT, RIGHT, _grid, _scale, _stroke, _svg, _text, axis_numbers, nice_ticks, short_number
+from megatron_jmed.evaluate.svg import (
+    LEFT,
+    RIGHT,
+    axis_numbers,
+    axis_scale,
+    drawing,
+    grid_lines,
+    nice_ticks,
+    short_number,
+    stroke,
+    words_at,
+)
 
 CIVIDIS = ((0, 34, 78), (46, 64, 107), (90, 93, 110), (129, 124, 120), (171, 157, 116), (215, 194, 95), (254, 232, 56))
 WIDTH = 560
@@ -83,8 +94,8 @@ def colour_bar(ramp: Ramp, x: float, y: float, width: float) -> list[str]:
     ends = (ramp.high, ramp.low) if ramp.lower_is_better else (ramp.low, ramp.high)
     return [
         *parts,
-        _text(x, y + 25, f"{short_number(ends[0], 4)} worst"),
-        _text(x + width, y + 25, f"best {short_number(ends[1], 4)}", "end"),
+        words_at(x, y + 25, f"{short_number(ends[0], 4)} worst"),
+        words_at(x + width, y + 25, f"best {short_number(ends[1], 4)}", "end"),
     ]
 
 
@@ -105,23 +116,23 @@ def _ternary(alt: str, groups: Sequence[str], mixtures: Sequence[Mixture], ramp:
             ((rest, share, 0), (0, share, rest)),
             ((rest, 0, share), (0, rest, share)),
         ):
-            body.append(_stroke(*place(a), *place(b), "var(--grid)", 1))
+            body.append(stroke(*place(a), *place(b), "var(--grid)", 1))
         (x1, y1), (x2, y2), (x3, y3) = place((share, rest, 0)), place((0, share, rest)), place((rest, 0, share))
         number = f"{share:.0%}"  # the axis of each group's own share
         body += [
-            _text(x1, y1 + 15, number, "middle", small=True),
-            _text(x2 + 7, y2 + 3, number, small=True),
-            _text(x3 - 7, y3 + 3, number, "end", small=True),
+            words_at(x1, y1 + 15, number, "middle", small=True),
+            words_at(x2 + 7, y2 + 3, number, small=True),
+            words_at(x3 - 7, y3 + 3, number, "end", small=True),
         ]
     (xa, ya), (xb, yb), (xc, yc) = map(place, ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
     body += [
-        _text(xa, ya + 32, f"all {groups[0]}", "middle", bold=True),
-        _text(xb, yb + 32, f"all {groups[1]}", "middle", bold=True),
-        _text(xc, yc - 12, f"all {groups[2]}", "middle", bold=True),
+        words_at(xa, ya + 32, f"all {groups[0]}", "middle", bold=True),
+        words_at(xb, yb + 32, f"all {groups[1]}", "middle", bold=True),
+        words_at(xc, yc - 12, f"all {groups[2]}", "middle", bold=True),
     ]
     body += [_mark(*place(m.shares), m, groups, ramp) for m in _last_on_top(mixtures)]
     bottom = top + height + 56
-    return _svg(alt, WIDTH, bottom + 32, [*body, *colour_bar(ramp, left, bottom, side)])
+    return drawing(alt, WIDTH, bottom + 32, [*body, *colour_bar(ramp, left, bottom, side)])
 
 
 def _last_on_top(mixtures: Sequence[Mixture]) -> list[Mixture]:
@@ -132,39 +143,39 @@ def _share_line(alt: str, groups: Sequence[str], mixtures: Sequence[Mixture], ra
     top, bottom = 28.0, 268.0
     values = [m.value for m in mixtures]
     margin = (max(values) - min(values)) * 0.08 or abs(values[0]) * 0.05 or 1.0
-    to_x, ticks = _scale(0, 1, LEFT, WIDTH - RIGHT, 5)
-    to_y, _ = _scale(min(values) - margin, max(values) + margin, bottom, top, 4)
+    to_x, ticks = axis_scale(0, 1, LEFT, WIDTH - RIGHT, 5)
+    to_y, _ = axis_scale(min(values) - margin, max(values) + margin, bottom, top, 4)
     body = [
-        *_grid(ticks, to_x, top, bottom, percent=True),
+        *grid_lines(ticks, to_x, top, bottom, percent=True),
         *y_axis(to_y, min(values) - margin, max(values) + margin, WIDTH),
-        _text(LEFT, top - 10, target, bold=True),
-        _text(WIDTH - RIGHT, bottom + 34, f"share of {groups[0]} (the rest: {groups[1]})", "end"),
+        words_at(LEFT, top - 10, target, bold=True),
+        words_at(WIDTH - RIGHT, bottom + 34, f"share of {groups[0]} (the rest: {groups[1]})", "end"),
     ]
     body += [_mark(to_x(m.shares[0]), to_y(m.value), m, groups, ramp) for m in _last_on_top(mixtures)]
-    return _svg(alt, WIDTH, bottom + 84, [*body, *colour_bar(ramp, LEFT, bottom + 50, WIDTH - LEFT - RIGHT)])
+    return drawing(alt, WIDTH, bottom + 84, [*body, *colour_bar(ramp, LEFT, bottom + 50, WIDTH - LEFT - RIGHT)])
 
 
 def _parallel(alt: str, groups: Sequence[str], mixtures: Sequence[Mixture], ramp: Ramp) -> str:
     top, bottom = 34.0, 284.0
     gap = (WIDTH - LEFT - 40) / (len(groups) - 1)
     highest = max(share for m in mixtures for share in m.shares) or 1.0
-    to_y, _ = _scale(0, highest, bottom, top, 5)
+    to_y, _ = axis_scale(0, highest, bottom, top, 5)
     body = []
     for tick in nice_ticks(0, highest, 5):
         body += [
-            _stroke(LEFT, to_y(tick), LEFT + gap * (len(groups) - 1), to_y(tick), "var(--grid)", 1),
-            _text(LEFT - 9, to_y(tick) + 4, f"{100 * tick:g}%", "end"),
+            stroke(LEFT, to_y(tick), LEFT + gap * (len(groups) - 1), to_y(tick), "var(--grid)", 1),
+            words_at(LEFT - 9, to_y(tick) + 4, f"{100 * tick:g}%", "end"),
         ]
     for number, group in enumerate(groups):
         x = LEFT + number * gap
-        body += [_stroke(x, top, x, bottom, "var(--faint)", 1.2), _text(x, top - 12, group, "middle", bold=True)]
+        body += [stroke(x, top, x, bottom, "var(--faint)", 1.2), words_at(x, top - 12, group, "middle", bold=True)]
     for m in sorted(_last_on_top(mixtures), key=lambda m: (m.kind == "proposal", ramp.place(m.value))):
         points = [(LEFT + number * gap, to_y(share)) for number, share in enumerate(m.shares)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         body.append(f'<polyline points="{path}" fill="none" stroke="var(--ink)" stroke-width="3.4" stroke-opacity="0.35"/>')
         body.append(f'<polyline points="{path}" fill="none" stroke="{ramp.colour(m.value)}" stroke-width="2.4"/>')
         body += [_mark(x, y, m, groups, ramp) for x, y in points]
-    return _svg(alt, WIDTH, bottom + 62, [*body, *colour_bar(ramp, LEFT, bottom + 28, WIDTH - LEFT - 40)])
+    return drawing(alt, WIDTH, bottom + 62, [*body, *colour_bar(ramp, LEFT, bottom + 28, WIDTH - LEFT - 40)])
 
 
 def y_axis(to_y, low: float, high: float, right: float) -> list[str]:
@@ -173,7 +184,7 @@ def y_axis(to_y, low: float, high: float, right: float) -> list[str]:
         part
         for tick, number in zip(ticks, axis_numbers(ticks), strict=True)
         for part in (
-            _stroke(LEFT, to_y(tick), right - RIGHT, to_y(tick), "var(--grid)", 1),
-            _text(LEFT - 7, to_y(tick) + 4, number, "end"),
+            stroke(LEFT, to_y(tick), right - RIGHT, to_y(tick), "var(--grid)", 1),
+            words_at(LEFT - 7, to_y(tick) + 4, number, "end"),
         )
     ]

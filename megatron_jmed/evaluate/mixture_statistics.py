@@ -21,6 +21,7 @@ inflation.
 
 import itertools
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -265,7 +266,9 @@ def mixed_model(runs: Sequence[StudyRun], groups: Sequence[str]) -> dict[str, An
         return None
     model = MixedLM(table["right"], table[list(groups)], groups=np.ones(len(table)), exog_re=None,
                     exog_vc={"run": {1.0: _indicators(table["run"])}, "item": {1.0: _indicators(table["item"])}})
-    fitted = model.fit(reml=True, method="lbfgs")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a variance of nothing lies on its bound: that is an answer, shown as 0
+        fitted = model.fit(reml=True, method="lbfgs")
     half = stats.t.ppf(1 - ALPHA / 2, max(1, table["run"].nunique() - len(groups))) * fitted.bse_fe
     terms = [{"name": group, "effect": float(fitted.fe_params[group]), "low": float(fitted.fe_params[group] - half[group]),
               "high": float(fitted.fe_params[group] + half[group])} for group in groups]

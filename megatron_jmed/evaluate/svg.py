@@ -83,7 +83,7 @@ def dashes(index: int) -> str:
 
 def key_line(index: int) -> str:
     """A sample of a line, for a legend."""
-    return f'<svg class="key" viewBox="0 0 26 8" aria-hidden="true">{_stroke(0, 4, 26, 4, colour(index), 2.5, dashes(index))}</svg>'
+    return f'<svg class="key" viewBox="0 0 26 8" aria-hidden="true">{stroke(0, 4, 26, 4, colour(index), 2.5, dashes(index))}</svg>'
 
 
 def short_number(value: float, digits: int = 3) -> str:
@@ -151,15 +151,15 @@ def bin_means(
 def line_chart(alt: str, panels: Sequence[Panel], x_label: str, width: int = 560, panel_height: int = 150) -> str:
     """Panels above each other that share the x axis."""
     xs = [x for panel in panels for line in panel.lines for x in line.xs]
-    to_x, x_ticks = _scale(min(xs), max(xs), LEFT, width - RIGHT, 6)
+    to_x, x_ticks = axis_scale(min(xs), max(xs), LEFT, width - RIGHT, 6)
     body, top = [], 24
     for panel in panels:
         bottom = top + panel_height
-        body += _grid(x_ticks, to_x, top, bottom, with_numbers=panel is panels[-1])
+        body += grid_lines(x_ticks, to_x, top, bottom, with_numbers=panel is panels[-1])
         body += _panel(panel, to_x, top, bottom, width)
         top = bottom + 40
-    body.append(_text(width - RIGHT, top + 1, x_label, "end"))
-    return _svg(alt, width, top + 6, body)
+    body.append(words_at(width - RIGHT, top + 1, x_label, "end"))
+    return drawing(alt, width, top + 6, body)
 
 
 def heat_map(
@@ -173,17 +173,17 @@ def heat_map(
     """Cells coloured by how far a ratio is from 1, equally for half and double; rows and columns are counted from 0."""
     num_rows, num_columns = len(ratios), len(ratios[0])
     cell = min(72.0, (width - LEFT - RIGHT) / num_columns)
-    body = [_text(LEFT, 14, f"{column_label} →"), _text(LEFT - 8, 30, row_label, "end")]
+    body = [words_at(LEFT, 14, f"{column_label} →"), words_at(LEFT - 8, 30, row_label, "end")]
     every = math.ceil(26 / cell)
     for column in range(0, num_columns, every):
-        body.append(_text(LEFT + (column + 0.5) * cell, 30, str(column), "middle"))
+        body.append(words_at(LEFT + (column + 0.5) * cell, 30, str(column), "middle"))
     for row, values in enumerate(ratios):
         y = 38 + row * cell_height
-        body.append(_text(LEFT - 8, y + cell_height / 2 + 4, str(row), "end"))
+        body.append(words_at(LEFT - 8, y + cell_height / 2 + 4, str(row), "end"))
         for column, value in enumerate(values):
             name = f"{column_label} {column}, {row_label} {row}"
             body.append(_cell(LEFT + column * cell, y, cell, cell_height, value, name))
-    return _svg(alt, width, 42 + num_rows * cell_height, body)
+    return drawing(alt, width, 42 + num_rows * cell_height, body)
 
 
 def heat_strength(ratio: float) -> float:
@@ -196,43 +196,43 @@ def bar_chart(alt: str, bars: Sequence[Bar], axis_label: str, width: int = 560, 
     num_values = max(len(bar.values) for bar in bars)
     thickness, label_width, text_width = (14 if num_values == 1 else 10), 150, 150
     highest = max((v for bar in bars for v in bar.values), default=0) or 1
-    to_x, ticks = _scale(0, highest, label_width, width - text_width, 4)
+    to_x, ticks = axis_scale(0, highest, label_width, width - text_width, 4)
     row_height = thickness * num_values + 14
     bottom = 8 + row_height * len(bars)
-    body = _grid(ticks, to_x, 6, bottom, percent=as_share)
+    body = grid_lines(ticks, to_x, 6, bottom, percent=as_share)
     for row, bar in enumerate(bars):
         top = 8 + row * row_height + 7
         middle = top + thickness * num_values / 2 + 4
-        body.append(_label(label_width - 10, middle, bar.label, 20))
+        body.append(label_at(label_width - 10, middle, bar.label, 20))
         for k, value in enumerate(bar.values):
             size = max(0.0, to_x(value) - label_width)
             place = f'x="{label_width}" y="{top + k * thickness}" width="{size:.1f}" height="{thickness - 1}"'
             body.append(f'<rect {place} rx="2" fill="{colour(k)}"/>')
-        body.append(_text(width - text_width + 12, middle, bar.text))
-    body.append(_text(width - text_width, bottom + 34, axis_label, "end"))
-    return _svg(alt, width, bottom + 40, body)
+        body.append(words_at(width - text_width + 12, middle, bar.text))
+    body.append(words_at(width - text_width, bottom + 34, axis_label, "end"))
+    return drawing(alt, width, bottom + 40, body)
 
 
 def interval_chart(alt: str, rows: Sequence[Interval], axis_label: str, width: int = 560) -> str:
     """A dot and interval for each row on an axis from 0 to 100%, a stroke where chance is; hollow: may be luck."""
     label_width, text_width, row_height = 150, 138, 24
-    to_x, ticks = _scale(0, 1, label_width, width - text_width, 5)
+    to_x, ticks = axis_scale(0, 1, label_width, width - text_width, 5)
     bottom = 8 + row_height * len(rows)
-    body = _grid(ticks, to_x, 6, bottom, percent=True)
+    body = grid_lines(ticks, to_x, 6, bottom, percent=True)
     for number, row in enumerate(rows):
         y = 8 + (number + 0.5) * row_height
         tint = colour(0)
         body += [
-            _label(label_width - 10, y + 4, row.label, 20, bold=row.is_heading),
-            _stroke(to_x(row.low), y, to_x(row.high), y, tint, 2.5),
-            _stroke(to_x(row.chance), y - 8, to_x(row.chance), y + 8, "var(--c2)", 2.5),
+            label_at(label_width - 10, y + 4, row.label, 20, bold=row.is_heading),
+            stroke(to_x(row.low), y, to_x(row.high), y, tint, 2.5),
+            stroke(to_x(row.chance), y - 8, to_x(row.chance), y + 8, "var(--c2)", 2.5),
             f'<circle cx="{to_x(row.value):.1f}" cy="{y}" r="4.5" stroke="{tint}" stroke-width="2" '
             f'fill="{tint if row.tells else "var(--card)"}">'
             f"<title>{escape(row.label)}: {escape(row.text)}</title></circle>",
-            _text(width - text_width + 12, y + 4, row.text, bold=row.is_heading),
+            words_at(width - text_width + 12, y + 4, row.text, bold=row.is_heading),
         ]
-    body.append(_text(width - text_width, bottom + 34, axis_label, "end"))
-    return _svg(alt, width, bottom + 40, body)
+    body.append(words_at(width - text_width, bottom + 34, axis_label, "end"))
+    return drawing(alt, width, bottom + 40, body)
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
@@ -240,25 +240,25 @@ def interval_chart(alt: str, rows: Sequence[Interval], axis_label: str, width: i
 Scale = Callable[[float], float]
 
 
-def _svg(alt: str, width: int, height: float, body: Sequence[str]) -> str:
+def drawing(alt: str, width: int, height: float, body: Sequence[str]) -> str:
     inside = "\n".join(body)
     return f'<svg role="img" aria-label="{escape(alt)}" viewBox="0 0 {width} {height:.0f}">\n{inside}\n</svg>'
 
 
-def _scale(low: float, high: float, start: float, end: float, count: int) -> tuple[Scale, list[float]]:
+def axis_scale(low: float, high: float, start: float, end: float, count: int) -> tuple[Scale, list[float]]:
     """value -> pixel, linear, and the round values to write down."""
     span = (high - low) or 1.0
     return lambda value: start + (value - low) / span * (end - start), nice_ticks(low, high, count)
 
 
-def _grid(
+def grid_lines(
     ticks: Sequence[float], to_x: Scale, top: float, bottom: float, with_numbers: bool = True, percent: bool = False
 ) -> list[str]:
     """Vertical grid lines with their numbers below."""
-    parts = [_stroke(to_x(t), top, to_x(t), bottom, "var(--grid)", 1) for t in ticks]
+    parts = [stroke(to_x(t), top, to_x(t), bottom, "var(--grid)", 1) for t in ticks]
     if with_numbers:
         names = [f"{100 * t:g}%" for t in ticks] if percent else axis_numbers(ticks)
-        parts += [_text(to_x(t), bottom + 16, name, "middle") for t, name in zip(ticks, names, strict=True)]
+        parts += [words_at(to_x(t), bottom + 16, name, "middle") for t, name in zip(ticks, names, strict=True)]
     return parts
 
 
@@ -266,21 +266,21 @@ def _panel(panel: Panel, to_x: Scale, top: float, bottom: float, width: int) -> 
     values = [y for line in panel.lines for y in line.ys if y is not None and math.isfinite(y)]
     values += [value for value, _ in panel.marks] + [end for line in panel.lines for pair in line.ends for end in pair]
     if not values:
-        return [_text(LEFT, top - 8, f"{panel.label}: no finite value", bold=True)]
+        return [words_at(LEFT, top - 8, f"{panel.label}: no finite value", bold=True)]
     low, high, is_log = _range(values, panel)
     place = math.log10 if is_log else float
     ticks = _log_ticks(low, high) if is_log else nice_ticks(low, high, max(3, round((bottom - top) / 40)))
-    to_y, _ = _scale(place(low), place(high), bottom, top, 4)
+    to_y, _ = axis_scale(place(low), place(high), bottom, top, 4)
     label = panel.label + (" (log scale)" if is_log else "")
-    parts = [_text(LEFT, top - 8, label, bold=True)]
+    parts = [words_at(LEFT, top - 8, label, bold=True)]
     numbers = [short_number(tick) for tick in ticks] if is_log else axis_numbers(ticks)
     for tick, number in zip(ticks, numbers, strict=True):
         y = to_y(place(tick))
-        parts += [_stroke(LEFT, y, width - RIGHT, y, "var(--grid)", 1), _text(LEFT - 7, y + 4, number, "end")]
+        parts += [stroke(LEFT, y, width - RIGHT, y, "var(--grid)", 1), words_at(LEFT - 7, y + 4, number, "end")]
     for value, name in panel.marks:
         y = to_y(place(value))
-        parts.append(_stroke(LEFT, y, width - RIGHT, y, "var(--faint)", 1.5, "5 4"))
-        parts.append(_text(width - RIGHT - 4, y - 5, name, "end"))
+        parts.append(stroke(LEFT, y, width - RIGHT, y, "var(--faint)", 1.5, "5 4"))
+        parts.append(words_at(width - RIGHT - 4, y - 5, name, "end"))
     for index, line in enumerate(panel.lines):
         parts += _curve(line, index, to_x, lambda value: to_y(place(value)))
     return parts
@@ -307,7 +307,7 @@ def _curve(line: Line, index: int, to_x: Scale, to_y: Scale) -> list[str]:
         edge = [(x, high) for x, _, _, high in bins] + [(x, low) for x, _, low, _ in reversed(bins)]
         parts.append(f'<polygon points="{_points(edge, to_x, to_y)}" fill="{tint}" opacity="0.22"/>')
     for x, (low, high) in zip(line.xs, line.ends, strict=bool(line.ends)):
-        parts.append(_stroke(to_x(x), to_y(low), to_x(x), to_y(high), tint, 1.2))
+        parts.append(stroke(to_x(x), to_y(low), to_x(x), to_y(high), tint, 1.2))
     curve = _points([(x, mean) for x, mean, _, _ in bins], to_x, to_y)
     dash = f' stroke-dasharray="{dashes(index)}"' if dashes(index) else ""
     parts.append(f'<polyline points="{curve}" fill="none" stroke="{tint}" stroke-width="1.8" stroke-linejoin="round"{dash}/>')
@@ -331,22 +331,22 @@ def _cell(x: float, y: float, width: float, height: float, ratio: float, name: s
         f'fill-opacity="{0.06 + 0.8 * heat_strength(ratio):.2f}"><title>{escape(name)}: {ratio:.2f}</title></rect>'
     )
     inside = f"{ratio:.2f}" if width >= 36 else f"{ratio:.1f}"
-    return rect + _text(x + width / 2 - 0.75, y + height / 2 + 3.5, inside, "middle", small=width < 36)
+    return rect + words_at(x + width / 2 - 0.75, y + height / 2 + 3.5, inside, "middle", small=width < 36)
 
 
-def _stroke(x1: float, y1: float, x2: float, y2: float, tint: str, width: float, dashes: str = "") -> str:
+def stroke(x1: float, y1: float, x2: float, y2: float, tint: str, width: float, dashes: str = "") -> str:
     dash = f' stroke-dasharray="{dashes}"' if dashes else ""
     return (
         f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{tint}" stroke-width="{width}"{dash}/>'
     )
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", bold: bool = False, small: bool = False) -> str:
+def words_at(x: float, y: float, text: str, anchor: str = "start", bold: bool = False, small: bool = False) -> str:
     classes = " ".join(name for name, wanted in (("b", bold), ("s", small)) if wanted)
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{classes}">{escape(text)}</text>'
 
 
-def _label(x: float, y: float, text: str, room: int, bold: bool = False) -> str:
+def label_at(x: float, y: float, text: str, room: int, bold: bool = False) -> str:
     """A right-aligned row name, cut to `room` narrow characters; the whole name is its tooltip."""
     kept, used = "", 0
     for character in text:
@@ -355,5 +355,5 @@ def _label(x: float, y: float, text: str, room: int, bold: bool = False) -> str:
             kept = kept[:-1] + "…"
             break
         kept += character
-    shown = _text(x, y, kept, "end", bold)
+    shown = words_at(x, y, kept, "end", bold)
     return shown.replace("</text>", f"<title>{escape(text)}</title></text>") if kept != text else shown
