@@ -148,7 +148,8 @@ def run_lines(
     (x_low, x_high), (y_low, y_high) = (min(x for x, _ in points), max(x for x, _ in points)), _padded([y for _, y in points])
     to_x, ticks = axis_scale(x_low, x_high, LEFT, WIDTH - RIGHT, 6)
     to_y, _ = axis_scale(y_low, y_high, bottom, top, 5)
-    body = [*grid_lines(ticks, to_x, top, bottom), *y_axis(to_y, y_low, y_high, WIDTH), words_at(LEFT, top - 10, y_label, bold=True)]
+    body = [*grid_lines(ticks, to_x, top, bottom), *y_axis(to_y, y_low, y_high, WIDTH)]
+    body.append(words_at(LEFT, top - 10, y_label, bold=True))
     for name, its, value in sorted(lines, key=lambda line: ramp.place(line[2])):
         path = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in its)
         tip = f"<title>{escape(name)}: {short_number(its[-1][1], 4)} at the end</title>"
