@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/00_tiny.sh
 
 # What starts several processes itself comes alone, the rest on two workers.
-MULTI_PROCESS = tests/parallel tests/launch tests/test_story.py tests/data/test_index_cache.py
+MULTI_PROCESS = tests/parallel tests/launch tests/test_story.py tests/evaluate/test_mixture_story.py tests/data/test_index_cache.py
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(MULTI_PROCESS)
