@@ -20,7 +20,7 @@ from megatron_jmed.data.batch import Batch, batch_from_sample
 from megatron_jmed.errors import CorpusError
 from megatron_jmed.parallel import Groups
 
-FORMAT = "exam sheet 1"
+FORMAT = "exam sheet 1"  # as evaluate/sheet.py writes it: the two rooms meet on disk
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,12 @@ from megatron_jmed.errors import ExamError
 from megatron_jmed.evaluate.answer import METHODS, answer_by_likelihood
 from megatron_jmed.evaluate.backend import OptionScores
 from megatron_jmed.evaluate.contamination import read_flags
-from megatron_jmed.evaluate.exam import Exam, load_exam
 from megatron_jmed.evaluate.prompt import Prompt
-from megatron_jmed.evaluate.question import Question
 from megatron_jmed.evaluate.score import save_scores, score_records
 from megatron_jmed.evaluate.seam import fit_request, split_at_seam
-from megatron_jmed.evaluate.sitting import SittingSettings, candidates_for_demos, draw_demos, exam_identity, find_demos
+from megatron_jmed.evaluate.sitting import SittingSettings, asked_questions, draw_demos, exam_identity
 
-FORMAT = "exam sheet 1"
+FORMAT = "exam sheet 1"  # as data/exam_sheet.py reads it
 _KEPT = ("years", "template", "target", "chat", "num_shots", "seed", "limit")
 
 
@@ -77,7 +75,7 @@ class _Recorded:
 
 def write_sheet(exam_path: Path, tokenizer: Path, target: Path, settings: SittingSettings, max_tokens: int) -> int:
     """Write the exam's sheet, called after the target; returns the number of questions that a model can answer so."""
-    _, questions, pool = _questions(exam_path, settings)
+    _, questions, pool = asked_questions(exam_path, settings)
     writer = _Writer(tokenizer, max_tokens)
     answer_by_likelihood(writer, [(q, draw_demos(pool, q, settings)) for q in questions], settings.template, settings.target,
                          settings.chat)
@@ -103,7 +101,7 @@ def score_answers(answers_path: Path, target: Path, contamination: Sequence[Path
     header, *lines = [json.loads(line) for line in sheet.read_text(encoding="utf-8").splitlines()]
     words = header["settings"]
     settings = SittingSettings(**words | {"years": tuple(words["years"]) if words["years"] else None})
-    exam, questions, pool = _questions(Path(header["exam"]), settings)
+    exam, questions, pool = asked_questions(Path(header["exam"]), settings)
     name = f"{answers_path.parent.parent.name} at step {answers['step']}"
     model = {"name": name, "fingerprint": answers["sheet_sha256"], "dtype": answers["precision"]}
     backend = _Recorded(name, model, lines, answers["log_likelihoods"])
@@ -118,12 +116,3 @@ def score_answers(answers_path: Path, target: Path, contamination: Sequence[Path
     scores |= score_records(flagged, METHODS["likelihood"], exam.rules) | {"questions": flagged}
     save_scores(scores, target)
     return scores
-
-
-def _questions(path: Path, settings: SittingSettings) -> tuple[Exam, list[Question], list[Question]]:
-    """The exam, what is asked of it, and what solved examples come from."""
-    exam = load_exam(path, settings.years)
-    questions = exam.questions[: settings.limit]
-    if not settings.num_shots:
-        return exam, questions, []
-    return exam, questions, find_demos(candidates_for_demos(exam, path, settings), questions, settings.num_shots)

@@ -67,13 +67,9 @@ def take_exam(
     """
     target = Path(target)
     _check(target, settings)
-    exam = load_exam(exam_path, settings.years)
-    questions = exam.questions[: settings.limit]
-    if not questions:
-        raise ExamError(f"limit is {settings.limit}; at least 1 question must be asked")
+    exam, questions, pool = asked_questions(exam_path, settings)
     base = load_scores(settings.base) if settings.base else None
     flags = read_flags(settings.contamination, [q.id for q in questions]) if settings.contamination else {}
-    pool = find_demos(candidates_for_demos(exam, exam_path, settings), questions, settings.num_shots) if settings.num_shots else []
     backend = load_backend(address, settings.engine, settings.model)
     identity = exam_identity(target.stem, backend, questions, pool, settings)
     if target.exists():
@@ -129,6 +125,17 @@ def _answer(backend: Backend, asked: list[tuple[Question, list[Question]]], sett
         return answer_by_generation(backend, asked, settings.template, settings.target, settings.chat,
                                     settings.max_new_tokens)
     return answer_by_likelihood(backend, asked, settings.template, settings.target, settings.chat)
+
+
+def asked_questions(exam_path: Path | str, settings: SittingSettings) -> tuple[Exam, list[Question], list[Question]]:
+    """(the exam, what is asked of it, what solved examples are drawn from)."""
+    exam = load_exam(exam_path, settings.years)
+    questions = exam.questions[: settings.limit]
+    if not questions:
+        raise ExamError(f"limit is {settings.limit}; at least 1 question must be asked")
+    if not settings.num_shots:
+        return exam, questions, []
+    return exam, questions, find_demos(candidates_for_demos(exam, exam_path, settings), questions, settings.num_shots)
 
 
 def candidates_for_demos(exam: Exam, exam_path: Path | str, settings: SittingSettings) -> list[Question]:

@@ -29,9 +29,7 @@ def _masked_loss(batch: Batch, num_sources: int, cp: torch.distributed.ProcessGr
     """
     losses_BS = token_losses_BS.float() * batch.loss_mask_BS
     total = losses_BS.sum() * cp.size()
-    by_source = torch.zeros(num_sources, 2, dtype=torch.float64, device=losses_BS.device)
-    per_sequence = torch.stack([losses_BS.detach().double().sum(dim=1), batch.loss_mask_BS.double().sum(dim=1)], dim=1)
-    by_source.index_add_(0, batch.source_B, per_sequence)
+    by_source = _sums_by_source(batch, losses_BS.detach(), num_sources)
     if batch.mean_loss_weight is not None:
         return total / batch.mean_loss_weight, torch.ones((), dtype=torch.int, device=total.device), {"by_source": by_source}
     num_tokens = batch.loss_mask_BS.sum()
@@ -44,6 +42,11 @@ def sums_of_rows(batch: Batch, num_rows: int, vocab_size: int, tp: torch.distrib
     """What `loss_function` returns, with a row for each number in `source_B`, and losses over the real tokens alone. Collective
     over the tensor-parallel ranks."""
     losses_BS = real_token_losses(logits_BSV, batch.labels_BS, vocab_size, tp).double() * batch.loss_mask_BS
-    by_row = torch.zeros(num_rows, 2, dtype=torch.float64, device=losses_BS.device)
-    by_row.index_add_(0, batch.source_B, torch.stack([losses_BS.sum(dim=1), batch.loss_mask_BS.double().sum(dim=1)], dim=1))
-    return losses_BS.sum(), torch.ones((), dtype=torch.int, device=losses_BS.device), {"by_source": by_row}
+    return losses_BS.sum(), torch.ones((), dtype=torch.int, device=losses_BS.device), {
+        "by_source": _sums_by_source(batch, losses_BS, num_rows)}
+
+
+def _sums_by_source(batch: Batch, losses_BS: torch.Tensor, num_sources: int) -> torch.Tensor:
+    """[C, 2] in fp64: the losses, masked already, and the weights of the tokens, by the source of their sequence."""
+    per_sequence = torch.stack([losses_BS.double().sum(dim=1), batch.loss_mask_BS.double().sum(dim=1)], dim=1)
+    return torch.zeros(num_sources, 2, dtype=torch.float64, device=losses_BS.device).index_add_(0, batch.source_B, per_sequence)
