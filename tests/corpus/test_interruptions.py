@@ -65,8 +65,14 @@ def processes_of(session: int) -> list[int]:
     return found
 
 
+def anything_saved(target: Path) -> bool:
+    """Whether a part or its progress is on disk; unlike glob, walk goes on where the tool takes a folder away meanwhile."""
+    names = (name for _, _, files in os.walk(target / PARTS) for name in files)
+    return any(name.endswith(".json") and not name.startswith(".") for name in names)
+
+
 def wait_for_a_save(process: subprocess.Popen, target: Path) -> None:
-    while process.poll() is None and not list((target / PARTS).glob("**/[!.]*.json")):
+    while process.poll() is None and not anything_saved(target):
         time.sleep(0.002)
 
 
