@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# A mixture study of real text at a tiny size (benchmarks/mixture.md): `mixture_study.sh CORPORA STUDY [MIXTURES] [STEPS]`, where CORPORA
-# holds medquad_en.jsonl.gz, pubmedqa_en.jsonl.zst, jmed_llm_ja.jsonl.zst and wac_ja.jsonl. Run it again and it goes on or skips.
+# A mixture study of real text at a tiny size (benchmarks/mixture.md): `mixture_study.sh CORPORA STUDY [MIXTURES] [STEPS]
+# [CLUSTER]`, where CORPORA holds medquad_en.jsonl.gz, pubmedqa_en.jsonl.zst, jmed_llm_ja.jsonl.zst and wac_ja.jsonl. Run it again and it
+# goes on or skips. With a cluster (launch/clusters) the runs are a sweep there.
 set -euo pipefail
-repo=$(cd "$(dirname "$0")/.." && pwd) corpora=$1 study=$2 mixtures=${3:-12} steps=${4:-150} step=2048
+repo=$(cd "$(dirname "$0")/.." && pwd) corpora=$1 study=$2 mixtures=${3:-12} steps=${4:-150} cluster=${5:-} step=2048
 tools=$repo/tools model=$study/tokenizer.model texts=$study/texts
 export OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore
 mkdir -p "$texts"
@@ -27,7 +28,10 @@ done
 [ -e "$study/cloze.jsonl" ] || python "$tools/make_cloze.py" "${files[@]}" "$study/cloze.jsonl" --questions 150 --valid-ratio 0.05
 python "$tools/design_mixtures.py" "$study/plan.toml" tiny "$study" --runs "$mixtures" model.num_layers=2 model.vocab_size=6000 \
   parallel.ep=1 budget.save_every_tokens=$((steps * step)) budget.eval_every_tokens=$((steps * step / 3)) optim.warmup_tokens=$((8 * step))
-for blend in "$study"/blends/*.toml; do
+blends=("$study"/blends/*.toml)
+[ -z "$cluster" ] || (IFS=, && exec python "$repo/launch/sweep.py" tiny --folder "$study/runs" --grid "@${blends[*]}" --nodes 1 \
+  --cluster "$cluster" --job-name mixture --yes --wait)
+for blend in "${blends[@]}"; do
   run=$study/runs/$(basename "$blend" .toml)
   [ -e "$run/done" ] || python -m megatron_jmed.train "$blend"
   [ -e "$run/hf" ] || python "$tools/export_hf.py" "$run" "$run/hf" --tokenizer "$model"

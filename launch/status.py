@@ -46,6 +46,7 @@ class Status:
     alarm: str = ""
     failure: str = ""
     queue: str = ""
+    is_live: bool = False  # a job of it is queued or running
 
 
 def read_status(run: Path) -> Status:
@@ -71,6 +72,7 @@ def read_status(run: Path) -> Status:
         loss=float(steps[-1]["loss"]) if steps else None,
         alarm=f"{alarms[-1]['name']} at step {alarms[-1]['step']}: {alarms[-1]['sentence']}" if alarms else "",
         failure=_last_line(folder.path / "failures.txt"), queue=_queue(folder, live),
+        is_live=live is not None,
     )
 
 
@@ -105,13 +107,13 @@ def lines_of(status: Status) -> Iterator[str]:
     """The status for a person."""
     yield f"{status.run}: {status.state}"
     rate = f", {status.tokens_per_second:,.0f} tokens/s" if status.tokens_per_second else ""
-    left = f", {_span(status.seconds_left)} left" if status.seconds_left and status.state != "done" else ""
+    left = f", {span(status.seconds_left)} left" if status.seconds_left and status.state != "done" else ""
     share = 100 * status.step / status.num_steps
     yield (f"  progress  segment {status.segments}, step {status.step:,} of {status.num_steps:,} ({share:.1f}%), {status.tokens:,} "
            f"of {status.total_tokens:,} tokens{rate}{left}")
     if status.seconds_since_step is not None:
         saved = status.checkpoint or "none"
-        yield f"  last      step {_span(status.seconds_since_step)} ago, loss {status.loss:.4f}, checkpoint {saved}"
+        yield f"  last      step {span(status.seconds_since_step)} ago, loss {status.loss:.4f}, checkpoint {saved}"
     yield f"  queue     {status.queue}"
     if status.alarm:
         yield f"  alarm     {status.alarm}"
@@ -129,7 +131,8 @@ def table(found: list[Status]) -> Iterator[str]:
         yield f"{status.run.name:{width}}  {steps:>15}  {loss:>8}  {status.segments:>8}  {status.state}"
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """3725 -> 1:02:05."""
     return str(timedelta(seconds=round(seconds)))
 
 

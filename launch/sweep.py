@@ -1,19 +1,25 @@
 """Plan and submit a grid of training runs as one array job, and say how its runs stand.
 
-`python launch/sweep.py RECIPE --folder SWEEP --grid section.word=a,b [--grid ...] --cluster NAME --nodes N [--yes] [changes]`
-`python launch/sweep.py --table SWEEP`
+`python launch/sweep.py RECIPE --folder SWEEP --grid section.word=a,b --cluster NAME --nodes N [changes] [--yes [--wait]]`
+`python launch/sweep.py --table SWEEP [--wait]`
 
 Each point of the grid is a run folder SWEEP/NAME, prepared like any other; SWEEP/sweep.json lists them. Task i of the array runs
 the i-th point (launch/sweep.sbatch) by the same rules as a single run: it is saved, requeued and resumed. The same command again
-submits only the points that are not done. Blends: a grid over TOML files, `--grid @blends/a.toml,blends/b.toml`.
+submits only the points that are not done. Blends: a grid over TOML files, `--grid @blends/a.toml,blends/b.toml`. With `--wait` it
+stays, says how far the runs are, and ends when none is queued any more: well if all are done. Killed, it takes no run with it; the
+same command waits again.
 """
 
 import argparse
 import itertools
+import json
 import re
 import shlex
 import sys
+import time
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a login node need not have the package installed
 
@@ -22,12 +28,13 @@ from launch.job import Job, job_problems
 from launch.login_checks import disk_problems, login_problems
 from launch.run_files import live_job, missing_files, prepare, submit_command
 from launch.scheduler import command_of
-from launch.status import read_status, runs_of_sweep, table
+from launch.status import Status, read_status, runs_of_sweep, span, table
 from megatron_jmed.config import RunConfig, load_config, raise_problems
-from megatron_jmed.errors import ConfigError, run_tool
+from megatron_jmed.errors import ConfigError, run_tool, some_of
 from megatron_jmed.run_folder import RunFolder, changed_words, write_json
 
 MOST_POINTS = 1000
+FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 1, 60  # a look asks the queue once a run: ever more rarely
 
 
 def main() -> None:
@@ -36,7 +43,8 @@ def main() -> None:
         runs = runs_of_sweep(words.table)
         if not runs:
             raise ConfigError(f"{words.table} is no sweep: it has no sweep.json; make one with launch/sweep.py")
-        print(*table([read_status(run) for run in runs]), sep="\n")
+        found = _wait(words.table) if words.wait else [read_status(run) for run in runs]
+        _print_table(found, words.wait)
         return
     cluster = load_cluster(words.cluster)
     if cluster.scheduler != "slurm":
@@ -52,11 +60,14 @@ def main() -> None:
         found += [f"{name}: {problem}" for problem in problems]
     raise_problems(f"{words.folder} on {cluster.name}", found)
     if live := live_job(RunFolder(words.folder)):
+        if words.yes and words.wait:  # this very command was killed while it waited
+            _refuse_another_grid(words)
+            _print_table(_wait(words.folder), must_be_done=True)
+            return
         raise ConfigError(f"job {live} runs this sweep; wait for it (launch/sweep.py --table {words.folder}), or end it: scancel "
                           f"{live.split()[0]}")
     todo = [number for number, config in enumerate(configs.values(), 1) if _is_to_do(config, job)]
-    about = {"runs": list(configs), "recipe": words.recipe, "grid": words.grid, "changes": words.changes}
-    write_json(words.folder / "sweep.json", about)
+    write_json(words.folder / "sweep.json", {"runs": list(configs)} | _asked(words))
     command = array_command(job, words.folder.resolve(), todo, words.at_once)
     print(f"sweep       {len(configs)} run(s) in {words.folder}, {len(configs) - len(todo)} of them done")
     for name in configs:
@@ -70,7 +81,55 @@ def main() -> None:
         return
     (words.folder / "logs").mkdir(exist_ok=True)
     job_id = submit_command(command, words.folder / "launch.json", {"cluster": cluster.name, "nodes": job.nodes, "runs": len(todo)})
-    print(f"submitted   job {job_id}")
+    print(f"submitted   job {job_id}", flush=True)
+    if words.wait:
+        _print_table(_wait(words.folder), must_be_done=True)
+
+
+def _asked(words: argparse.Namespace) -> dict[str, Any]:
+    return {"recipe": words.recipe, "grid": words.grid, "changes": words.changes}
+
+
+def _refuse_another_grid(words: argparse.Namespace) -> None:
+    listed = json.loads((words.folder / "sweep.json").read_text(encoding="utf-8"))
+    if different := [name for name, value in _asked(words).items() if listed[name] != value]:
+        raise ConfigError(f"{words.folder}: a sweep with another {', '.join(different)} is running; wait for it: launch/sweep.py "
+                          f"--table {words.folder} --wait")
+
+
+def _wait(folder: Path) -> list[Status]:
+    """Say how far a sweep is whenever that changes, until no run of it is queued; the last status of each run."""
+    said, seconds = "", FIRST_LOOK_SECONDS
+    while True:
+        is_queued = live_job(RunFolder(folder)) is not None  # asked first: what ends meanwhile is seen in the files
+        found = [read_status(run) for run in runs_of_sweep(folder)]
+        if (line := progress(found, is_queued)) != said:
+            print(f"{datetime.now():%H:%M:%S}    {line}", flush=True)
+            said = line
+        if not is_queued and not any(status.is_live for status in found):
+            return found
+        time.sleep(seconds)
+        seconds = min(1.2 * seconds, LONGEST_LOOK_SECONDS)
+
+
+def progress(found: list[Status], is_queued: bool) -> str:
+    """How far the runs of a sweep are together. Time left: of those that run now, if those that wait are as fast."""
+    running = [status for status in found if status.state == "running"]
+    waiting = [status for status in found if status.is_live or (is_queued and status.state in ("prepared", "not running"))]
+    num_done = sum(status.state == "done" for status in found)
+    words = [f"{num_done} of {len(found)} runs done, {len(running)} running, {len(waiting) - len(running)} waiting"]
+    words.append(f"{sum(status.tokens for status in found):,} of {sum(status.total_tokens for status in found):,} tokens")
+    if rate := sum(status.tokens_per_second or 0 for status in running):
+        left = sum(status.total_tokens - status.tokens for status in waiting)
+        words.append(f"{rate:,.0f} tokens/s, {span(left / rate)} left")
+    return "; ".join(words)
+
+
+def _print_table(found: list[Status], must_be_done: bool) -> None:
+    print(*table(found), sep="\n", flush=True)
+    if must_be_done and (undone := [str(status.run) for status in found if status.state != "done"]):
+        raise ConfigError(f"{len(undone)} of {len(found)} runs did not end well: {some_of(undone)}; launch/status.py RUN says why, "
+                          "and the same command runs them again")
 
 
 def points(recipe: str, grid: list[str], changes: list[str], folder: Path) -> dict[str, RunConfig]:
@@ -144,10 +203,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--account", default="", help="Slurm account")
     parser.add_argument("--job-name", help="default: the folder's name")
     parser.add_argument("--yes", action="store_true", help="submit")
+    parser.add_argument("--wait", action="store_true", help="stay until no run is queued, and say how far they are")
     words = parser.parse_intermixed_args()
     absent = [f"--{name}" for name in ("folder", "grid", "cluster", "nodes") if not getattr(words, name)]
     if absent and not words.table:
         parser.error(f"these are needed: {', '.join(absent)}")
+    if words.wait and not (words.yes or words.table):
+        parser.error("--wait needs --yes, or --table SWEEP of a sweep that is submitted")
     return words
 
 

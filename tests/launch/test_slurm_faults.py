@@ -137,9 +137,18 @@ def test_a_sweep_runs_its_grid_and_shows_its_table(slurm: PrivateSlurm, experime
     assert "--array=1-4%2" in planned.stdout and "run         peak_lr=1e-3,seed=2" in planned.stdout
     submitted = tool("sweep.py", *words, "--yes", slurm=slurm, folder=folder)
     assert submitted.returncode == 0, submitted.stderr
-    slurm.remember(submitted.stdout)
+    job = slurm.remember(submitted.stdout)
+    slurm.command("scontrol", "hold", job)  # two runs have begun at most: the others wait until they are let go
+    another = tool("sweep.py", *words, "--grid", "optim.weight_decay=0.1,0.2", "--yes", "--wait", slurm=slurm, folder=folder)
+    assert another.returncode == 2 and "a sweep with another grid is running" in another.stderr
+    command = [sys.executable, str(REPOSITORY / "launch/sweep.py"), *map(str, words), "--yes", "--wait"]  # as after a kill
+    with subprocess.Popen(command, cwd=folder, env=os.environ | slurm.env, stdout=subprocess.PIPE, text=True) as waiting:
+        first = waiting.stdout.readline()
+        slurm.command("scontrol", "release", job)
+        said, _ = waiting.communicate(timeout=120)
+    assert waiting.returncode == 0 and "of 4 runs done, " in first and " of 15,360 tokens" in first, first + said
+    assert "4 of 4 runs done, 0 running, 0 waiting; 15,360 of 15,360 tokens" in said and "submitted" not in first + said
     runs = [folder / "lr" / name for name in json.loads((folder / "lr/sweep.json").read_text())["runs"]]
-    wait_for(lambda: all((run / "done").exists() for run in runs), 120, "four runs")
     assert json.loads((runs[3] / "config.json").read_text())["optim"]["peak_lr"] == 3e-3
     table = tool("sweep.py", "--table", "lr", slurm=slurm, folder=folder).stdout.splitlines()
     assert len(table) == 5 and all("30/30" in line and line.endswith("  done") for line in table[1:])

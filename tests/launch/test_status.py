@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
 from launch.status import main as status
-from launch.sweep import points, ranges
+from launch.status import read_status
+from launch.sweep import main as sweep
+from launch.sweep import points, progress, ranges
 from megatron_jmed.errors import ConfigError, run_tool
 
 
@@ -78,6 +81,23 @@ def test_states_and_a_table_of_several(say, config, tmp_path: Path):
     lines = say(*runs).stdout.splitlines()
     assert lines[1].split() == ["done", "30/30", "3.7000", "2", "done"]
     assert lines[2].endswith("halted: full disk: x") and lines[3].endswith("not running")
+
+
+def test_a_sweep_that_is_waited_for_ends_with_those_that_are_not_done(config, tmp_path: Path, monkeypatch, capsys):
+    folder = tmp_path / "lr"
+    runs = [write_run(folder / name, config, steps) for name, steps in (("a", 30), ("b", 9), ("c", 3))]
+    (runs[0] / "done").write_text("30\n")
+    (folder / "sweep.json").write_text(json.dumps({"runs": ["a", "b", "c"]}))
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "--table", "lr", "--wait"])
+    with pytest.raises(ConfigError, match="2 of 3 runs did not end well: lr/b; lr/c; launch/status.py RUN says why"):
+        sweep()
+    said = capsys.readouterr().out
+    assert "1 of 3 runs done, 0 running, 0 waiting; 5,376 of 11,520 tokens\n" in said
+    assert said.splitlines()[-1].endswith("not running")
+    found = [read_status(run) for run in runs]
+    going = [found[0], replace(found[1], state="running", is_live=True), found[2]]
+    assert progress(going, is_queued=True) == (
+        "1 of 3 runs done, 1 running, 1 waiting; 5,376 of 11,520 tokens; 64 tokens/s, 0:01:36 left")
 
 
 def test_no_run_folder(say, tmp_path: Path):
