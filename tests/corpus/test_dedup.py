@@ -3,9 +3,8 @@
 import hashlib
 import itertools
 import os
-import shutil
 import random
-import signal
+import shutil
 import subprocess
 import sys
 import time
