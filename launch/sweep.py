@@ -115,12 +115,12 @@ def _wait(folder: Path) -> list[Status]:
 def progress(found: list[Status], is_queued: bool) -> str:
     """How far the runs of a sweep are together. Time left: of those that run now, if those that wait are as fast."""
     running = [status for status in found if status.state == "running"]
-    waiting = [status for status in found if status.is_live or (is_queued and status.state in ("prepared", "not running"))]
-    num_done = sum(status.state == "done" for status in found)
-    words = [f"{num_done} of {len(found)} runs done, {len(running)} running, {len(waiting) - len(running)} waiting"]
+    undone = [status for status in found if status.state != "done"]  # a run may be done and its job not yet out of the queue
+    to_come = [status for status in undone if status.is_live or (is_queued and status.state in ("prepared", "not running"))]
+    words = [f"{len(found) - len(undone)} of {len(found)} runs done, {len(running)} running, {len(to_come) - len(running)} waiting"]
     words.append(f"{sum(status.tokens for status in found):,} of {sum(status.total_tokens for status in found):,} tokens")
     if rate := sum(status.tokens_per_second or 0 for status in running):
-        left = sum(status.total_tokens - status.tokens for status in waiting)
+        left = sum(status.total_tokens - status.tokens for status in to_come)
         words.append(f"{rate:,.0f} tokens/s, {span(left / rate)} left")
     return "; ".join(words)
 

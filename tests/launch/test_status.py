@@ -95,7 +95,7 @@ def test_a_sweep_that_is_waited_for_ends_with_those_that_are_not_done(config, tm
     assert "1 of 3 runs done, 0 running, 0 waiting; 5,376 of 11,520 tokens\n" in said
     assert said.splitlines()[-1].endswith("not running")
     found = [read_status(run) for run in runs]
-    going = [found[0], replace(found[1], state="running", is_live=True), found[2]]
+    going = [replace(found[0], is_live=True), replace(found[1], state="running", is_live=True), found[2]]
     assert progress(going, is_queued=True) == (
         "1 of 3 runs done, 1 running, 1 waiting; 5,376 of 11,520 tokens; 64 tokens/s, 0:01:36 left")
 
