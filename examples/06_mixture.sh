@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Which mixture makes the better model, and how sure are we? Design of 12 mixtures and three seeds of the base -> a tiny MoE for each,
-# one process a run -> a cloze exam of held-out text -> one page. `06_mixture.sh [MIXTURES] [STEPS] [CLUSTER]`; run it again and it goes
-# on. With a cluster (launch/clusters) the runs are a sweep there, one node each, and this waits for them.
+# Which mixture makes the better model, and how sure are we? A design of mixtures and three seeds of the base -> a tiny MoE for each
+# (with CLUSTER, of launch/clusters: as a sweep there) -> a cloze exam of held-out text -> one page; run again, it goes on:
+# 06_mixture.sh [MIXTURES] [STEPS] [CLUSTER]
 set -euo pipefail
-repo=$(cd "$(dirname "$0")/.." && pwd) study=runs/mixture step=2048
-data=$repo/examples/data tools=$repo/tools mixtures=${1:-12} steps=${2:-120} cluster=${3:-}
-export OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore
-mkdir -p $study
+repo=$(cd "$(dirname "$0")/.." && pwd) study=runs/mixture step=2048 data=$repo/examples/data
+tools=$repo/tools mixtures=${1:-12} steps=${2:-120} cluster=${3:-}
+export OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore && mkdir -p $study
 
 echo "== tokens, and an exam of the tenth of the texts that no run trains on"
 [ -e $study/tokenizer.model ] ||
@@ -18,9 +17,8 @@ python "$tools/make_cloze.py" "$data/texts_ja.jsonl" "$data/texts_en.jsonl.gz" $
 echo "== the runs: those that are done are skipped"
 python "$tools/design_mixtures.py" "$data/mixture.toml" tiny $study --runs "$mixtures" --tokens $((steps * step)) model.num_layers=2 \
   parallel.ep=1 budget.save_every_tokens=$((steps * step)) budget.eval_every_tokens=$((steps * step / 4)) optim.warmup_tokens=$((4 * step))
-blends=("$study"/blends/*.toml)
-[ -z "$cluster" ] || (IFS=, && exec python "$repo/launch/sweep.py" tiny --folder "$study/runs" --grid "@${blends[*]}" --nodes 1 \
-  --cluster "$cluster" --job-name mixture --yes --wait)
+blends=("$study"/blends/*.toml) sweep=$repo/launch/sweep.py
+[ -z "$cluster" ] || (IFS=, && python "$sweep" --folder $study/runs --grid "@${blends[*]}" --cluster "$cluster" --nodes 1 --yes --wait)
 for blend in "${blends[@]}"; do
   run=$study/runs/$(basename "$blend" .toml)
   [ -e "$run/done" ] || python -m megatron_jmed.train "$blend"

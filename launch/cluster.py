@@ -124,9 +124,9 @@ class Cluster(_Table):
     gate: Gate = Gate()
     corpus: CorpusJobs = CorpusJobs()
     tools: CorpusJobs = Field(CorpusJobs(), description="where conversions and exams run: one node; same words as corpus")
-    master_port_first: int = Field(10_000, ge=1024, description="a job meets at port first + job id % count: jobs on one "
-                                   "node differ")
-    master_port_count: int = Field(20_000, gt=0)
+    master_port_first: int = Field(10_000, ge=1024, description="a job meets at one of `master_port_count` ports from here, its "
+                                   "gate at the next: jobs with following ids, which may share a node, differ")
+    master_port_count: int = Field(20_000, ge=2)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Cluster":

@@ -127,7 +127,8 @@ def launch_env(job: Job, run: Path, work_folder: Path, code_version: str, submis
         f"NPROC_PER_NODE={job.ranks_per_node}",
         f"MAX_IDLE_SEGMENTS={cluster.max_idle_segments}",
         f"SAVE_AFTER_SECONDS={seconds - cluster.save_margin_seconds}",
-        f"MASTER_PORT=$(({cluster.master_port_first} + JOB_NUMBER % {cluster.master_port_count}))",
+        # Two for each job: the next one is where its gate meets.
+        f"MASTER_PORT=$(({cluster.master_port_first} + JOB_NUMBER % {cluster.master_port_count // 2} * 2))",
         f"HAS_GATE={1 if cluster.gate.enabled else ''}",
         f"HAS_NETWORK_GATE={1 if cluster.gate.network else ''}",
         f"GATE_SECONDS={cluster.gate.seconds}",

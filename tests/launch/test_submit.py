@@ -210,7 +210,7 @@ def test_launch_env_gives_the_job_its_place_and_environment(submit, experiment: 
         ["/bin/bash", "-c", 'JOB_NUMBER=20001; . "$1"; printf "%s\\n" "$PWD" "$PREPARED" "$OMP_NUM_THREADS" "$PYTHON" '
          '"$NPROC_PER_NODE" "$MASTER_PORT" "${SRUN_OPTIONS[@]}" "${PYTHONPATH%%:*}"', "-", "runs/tiny/launch_env.sh"],
         cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert shown.stdout.splitlines() == [str(tmp_path), "yes", "1", sys.executable, "1", "10001",
+    assert shown.stdout.splitlines() == [str(tmp_path), "yes", "1", sys.executable, "1", "10002",
                                          "--container-image=/images/a b.sqsh", str(tmp_path / "runs/tiny/code")]
 
 
