@@ -10,12 +10,12 @@ BIN     = $(VENV)/bin
 demo: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/00_tiny.sh
 
-# What starts several processes itself comes alone, the rest on two workers.
-MULTI_PROCESS = tests/parallel tests/launch tests/test_story.py tests/evaluate/test_mixture_story.py tests/data/test_index_cache.py
+# What needs both cores or a cluster of its own comes alone, the rest on two workers.
+MULTI_PROCESS = tests/parallel tests/launch
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(MULTI_PROCESS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(MULTI_PROCESS:%=--ignore=%) -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(MULTI_PROCESS:%=--ignore=%) -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -7,6 +7,14 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[1]
+# These files take minutes each, whatever they count in tests: begun last, one of them would keep a single worker busy at the end.
+LONGEST_FILES = ("test_story.py", "test_index_cache.py", "test_fp8.py", "test_interruptions.py", "test_mixture_story.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first (`--no-loadscope-reorder` keeps it so), the others in their order."""
+    place = {name: number for number, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.fixture(scope="session")
