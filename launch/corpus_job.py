@@ -16,7 +16,7 @@ from megatron_jmed.errors import CorpusError
 
 JOB_SCRIPT = REPOSITORY / "launch" / "corpus.sbatch"
 # Does a stage's merge read the source again?
-STAGES = {"clean": False, "mask": False, "dedup": True, "decontaminate": False, "tokenize": False}
+STAGES = {"clean": False, "mask": False, "dedup": True, "decontaminate": False, "translate": False, "tokenize": False}
 ARRAY_JOB_ID = "ARRAY_JOB_ID"
 OURS = ("--shard", "--merge")
 

@@ -1,7 +1,7 @@
 """Plan and submit a corpus stage over many nodes of a Slurm cluster.
 
 `python launch/submit_corpus.py STAGE SOURCE TARGET --shards N --cluster NAME_OR_TOML [--yes] [-- OPTIONS OF THE TOOL]`
-STAGE is clean, mask, dedup, decontaminate or tokenize: tools/STAGE_corpus.py runs as an array job with --shard i/N, then
+STAGE is clean, mask, dedup, decontaminate, translate or tokenize: tools/STAGE_corpus.py runs as an array job with --shard i/N, then
 once with --merge. Checks what it can, prints the plan and both sbatch commands; only --yes submits. The same command
 again goes on after a failure: finished shards are left as they are.
 """

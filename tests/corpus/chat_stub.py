@@ -24,7 +24,7 @@ def translated(text: str) -> str:
 
 
 class ChatStub:
-    """Serves until `stop`; `busy` are the status codes of the first answers, `answer` replaces the rule if it is given."""
+    """Serves until `close`; `busy` are the status codes of the first answers, `answer` replaces the rule if it is given."""
 
     def __init__(self, busy: tuple[int, ...] = (), key: str | None = None, delay: float = 0.0, log: Path | None = None):
         self.busy, self.key, self.delay, self.log = list(busy), key, delay, log
@@ -37,7 +37,7 @@ class ChatStub:
         self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self.thread.start()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         self.http.shutdown()
         self.http.server_close()
         self.thread.join()

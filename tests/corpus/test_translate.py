@@ -44,7 +44,7 @@ def stub():
 
         def make(**words) -> ChatStub:
             server = ChatStub(**words)
-            stack.callback(server.stop)
+            stack.callback(server.close)
             return server
 
         yield make

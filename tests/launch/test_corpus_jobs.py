@@ -1,5 +1,6 @@
 """A corpus stage as an array job: planned and refused as it should be, and on a real Slurm the very result of one run."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -13,9 +14,13 @@ from pathlib import Path
 import pytest
 from private_slurm import ENDED, PrivateSlurm, wait_for
 
+from megatron_jmed.corpus.document import read_documents
 from megatron_jmed.corpus.manifest import MANIFEST_NAME, load_manifest, sha256_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "tests/corpus"))
+from chat_stub import ChatStub
+
 DATA = REPOSITORY / "examples" / "data"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 Run = Callable[..., subprocess.CompletedProcess]
@@ -120,6 +125,21 @@ def start(slurm: PrivateSlurm, folder: Path) -> Callable[..., tuple[str, str]]:
         return array, merge
 
     return run
+
+
+def test_translating_over_two_shards_equals_one_run(slurm: PrivateSlurm, start, folder: Path):
+    (folder / "english").mkdir()
+    for number in (1, 2):
+        text = f"The patient number {number} was admitted with pneumonia and treated with antibiotics for {number} days."
+        (folder / f"english/{number}.jsonl").write_text(json.dumps({"id": str(number), "text": text}) + "\n")
+    with contextlib.closing(ChatStub()) as stub:
+        options = ["--server", stub.address, "--model", "stub"]
+        _, merge = start("translate", "english", "ja", "--shards", 2, "--cluster", "local", "--", *options)
+        assert slurm.wait_state(merge, *ENDED, seconds=120) == "COMPLETED", logs(folder / "ja")
+        one = run_tool(folder, "tools/translate_corpus.py", "english", "ja_one", *options)
+        assert one.returncode == 0, one.stderr
+    both = [list(read_documents(folder / name)) for name in ("ja", "ja_one")]
+    assert both[0] == both[1] and len(both[0]) == 2 and load_manifest(folder / "ja").origin.kind == "machine_translated"
 
 
 def logs(target: Path) -> str:
