@@ -24,9 +24,11 @@ from megatron_jmed.errors import ConfigError, TrainingError, run_tool
 KERNELS = tuple(f"kernels.{name}=true" for name in ("rmsnorm", "swiglu", "permute", "cross_entropy", "wgrad_accumulation"))
 FP8 = ("precision.compute=fp8", "precision.bf16_first_layers=0", "precision.bf16_last_layers=0")
 JMED, TE = ("precision.backend=jmed", *KERNELS), ("precision.backend=te",)
+GROUPED = "grouped"  # no word of a config: the experts' products by torch's grouped_mm
 FORMS: dict[str, tuple[str, ...]] = {
     "bf16, Megatron-Core's modules": ("precision.compute=bf16", "precision.backend=local"),
     "bf16, our kernels": ("precision.compute=bf16", *JMED),
+    "bf16, our kernels, torch grouped_mm": ("precision.compute=bf16", *JMED, GROUPED),
     "fp8 blockwise, bf16 wgrad": (*FP8, *JMED),
     "fp8 blockwise, fp8 wgrad": (*FP8, *JMED, "precision.fp8_wgrad=true"),
     "fp8 tensorwise, bf16 wgrad": (*FP8, *JMED, "precision.fp8_recipe=tensorwise"),
@@ -103,7 +105,7 @@ def _can_run(changes: tuple[str, ...]) -> bool:
 def _config(changes: tuple[str, ...], sizes: Sizes, tokens: int):
     from megatron_jmed.config import load_config
 
-    return load_config("tiny", [*sizes.changes(tokens, 1), *changes])
+    return load_config("tiny", [*sizes.changes(tokens, 1), *(change for change in changes if change != GROUPED)])
 
 
 # ---- what is measured
@@ -158,6 +160,8 @@ def _modules(case: str, forms: dict, sizes: Sizes, tokens: int, groups, inputs, 
         layer = spec.layer_specs[0] if hasattr(spec, "layer_specs") else spec
         module = build(config, layer.submodules.mlp, transformer_config(config)).to(inputs.device)
         _fill(module)
+        if GROUPED in changes:
+            module = _with_stacked_experts(module)
         x = inputs.detach().requires_grad_()
 
         passes = partial(_both_passes, module, call, x, grad)
@@ -226,7 +230,48 @@ def _in_order(module) -> list:
 
 
 def _main_grads(module) -> list:
-    return [weight.main_grad.clone() for weight in _in_order(module)]
+    return [grad.clone() for weight in _in_order(module)
+            for grad in (weight.main_grad.unbind() if weight.dim() == 3 else [weight.main_grad])]
+
+
+def _with_stacked_experts(module):
+    """The module with one product for all experts (torch.nn.functional.grouped_mm), whose weights then lie in one piece.
+
+    A peer, not a form that trains: Megatron-Core's parameters are one by one, and stacking them copies all of them."""
+    import torch
+    import torch.nn.functional as F
+
+    from megatron_jmed.kernels.swiglu import swiglu, swiglu_backward
+
+    class SwiGLU(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, fc1_R2F, probs_R):
+            ctx.save_for_backward(fc1_R2F, probs_R)
+            return swiglu(fc1_R2F, probs_R).plain_RK
+
+        @staticmethod
+        def backward(ctx, grad_RF):
+            grad_rows, grad_probs = swiglu_backward(grad_RF.contiguous(), *ctx.saved_tensors, "plain")
+            return grad_rows.plain_RK, grad_probs
+
+    class Stacked(torch.nn.Module):
+        def __init__(self, experts):
+            super().__init__()
+            for name in ("linear_fc1", "linear_fc2"):
+                weights = [getattr(expert, name).weight.detach() for expert in experts.local_experts]
+                weight = torch.nn.Parameter(torch.stack(weights))
+                weight.main_grad, weight.grad_added_to_main_grad = torch.zeros_like(weight, dtype=torch.float32), False
+                self.register_parameter(name, weight)
+
+        def forward(self, rows_RH, tokens_per_expert, probs_R):
+            ends_E = tokens_per_expert.cumsum(0).to(rows_RH.device, torch.int32)
+            fc1_R2F = F.grouped_mm(rows_RH, self.linear_fc1.transpose(1, 2), offs=ends_E)
+            return F.grouped_mm(SwiGLU.apply(fc1_R2F, probs_R), self.linear_fc2.transpose(1, 2), offs=ends_E), None
+
+    if not hasattr(module, "experts"):
+        return Stacked(module)
+    module.experts = Stacked(module.experts)
+    return module
 
 
 def _training_step(forms: dict, sizes: Sizes, tokens: int, groups, timed: bool) -> Iterator[dict]:
@@ -252,8 +297,8 @@ def _training_step(forms: dict, sizes: Sizes, tokens: int, groups, timed: bool) 
     MoEAuxLossAutoScaler.main_loss_backward_scale = None  # of another shape where no schedule has set it (0.16.1)
     expected = None
     for name, changes in {"": next(iter(FORMS.values())), **forms}.items():
-        if not name and timed:
-            continue  # at full width the reference is the first form itself
+        if GROUPED in changes or (not name and timed):
+            continue  # the model trains without it; at full width the reference is the first form itself
         config = _config(changes, sizes, tokens)
         tensor_parallel.model_parallel_cuda_manual_seed(4)  # the same weights in every form
         model = build_data_parallel_model(config, groups)
