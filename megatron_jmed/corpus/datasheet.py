@@ -37,9 +37,11 @@ from megatron_jmed.corpus.manifest import (
     sha256_file,
 )
 from megatron_jmed.corpus.part_folders import PARTS, clear_about_disk, key_hash, opened
-from megatron_jmed.corpus.profile import SCRIPTS, ProfileSettings, Terms, load_terms, profile_token_set
+from megatron_jmed.corpus.piece_table import SCRIPTS
+from megatron_jmed.corpus.profile import ProfileSettings, profile_token_set
 from megatron_jmed.corpus.provenance import Attribution, Facts, attribute, follow_chain
 from megatron_jmed.corpus.shards import check_shard
+from megatron_jmed.corpus.terms import Terms, load_terms
 from megatron_jmed.corpus.tokens import NAME, TokenSet, load_token_set
 from megatron_jmed.errors import CorpusError
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from megatron_jmed.corpus.profile import SCRIPTS
+from megatron_jmed.corpus.piece_table import SCRIPTS
 
 MAX_DRAWN = 40
 SCRIPT_COLOURS = dict(zip(SCRIPTS, ("--c1", "--c3", "--c7", "--c2", "--c5", "--c8", "--c9", "--c6"), strict=True))

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_jmed.corpus.datasheet import DescribeSettings, describe
 from megatron_jmed.corpus.document import read_documents
-from megatron_jmed.corpus.profile import load_pieces
+from megatron_jmed.corpus.piece_table import load_pieces
 from megatron_jmed.corpus.tokenizer import train_tokenizer
 from megatron_jmed.corpus.tokens import TokenizeSettings, tokenize
 from megatron_jmed.errors import CorpusError, ExamError
