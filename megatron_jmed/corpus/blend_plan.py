@@ -70,7 +70,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from megatron_jmed.corpus.tokens import load_token_set
+from megatron_jmed.corpus.token_set import load_token_set
 from megatron_jmed.errors import CorpusError
 
 TOLERANCE = 1e-6

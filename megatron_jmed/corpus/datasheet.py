@@ -42,7 +42,7 @@ from megatron_jmed.corpus.profile import ProfileSettings, profile_token_set
 from megatron_jmed.corpus.provenance import Attribution, Facts, attribute, follow_chain
 from megatron_jmed.corpus.shards import check_shard
 from megatron_jmed.corpus.terms import Terms, load_terms
-from megatron_jmed.corpus.tokens import NAME, TokenSet, load_token_set
+from megatron_jmed.corpus.token_set import NAME, TokenSet, load_token_set
 from megatron_jmed.errors import CorpusError
 
 STAGE = "describe"

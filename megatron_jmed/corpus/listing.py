@@ -37,7 +37,7 @@ from megatron_jmed.corpus.part_folders import clear_about_disk, output_file, syn
 from megatron_jmed.corpus.pool import each_in_order
 from megatron_jmed.corpus.provenance import OTHER, Attribution, check_sums, places, source_problem
 from megatron_jmed.corpus.reader import RawBatch, find_source, read_batches
-from megatron_jmed.corpus.tokens import STAGE as TOKENS_STAGE
+from megatron_jmed.corpus.token_set import TOKENS_STAGE
 from megatron_jmed.errors import CorpusError
 
 STAGE = "list"

@@ -31,7 +31,7 @@ from megatron_jmed.corpus.piece_table import load_pieces
 from megatron_jmed.corpus.profile import ProfileSettings, profile_token_set
 from megatron_jmed.corpus.provenance import attribute
 from megatron_jmed.corpus.terms import Terms, load_terms
-from megatron_jmed.corpus.tokens import NAME, TokenSet, load_token_set
+from megatron_jmed.corpus.token_set import NAME, TokenSet, load_token_set
 from megatron_jmed.errors import CorpusError
 from megatron_jmed.evaluate.exam import load_exam
 from megatron_jmed.evaluate.mixture_runs import ReadSource
