@@ -21,7 +21,8 @@ import orjson
 from pydantic import JsonValue
 from tqdm import tqdm
 
-from megatron_jmed.corpus.datasheet_page import datasheet_html, datasheet_markdown
+from megatron_jmed.corpus.datasheet_markdown import datasheet_markdown
+from megatron_jmed.corpus.datasheet_page import datasheet_html
 from megatron_jmed.corpus.manifest import (
     MANIFEST_NAME,
     PARTIAL_NAME,
