@@ -10,7 +10,6 @@ same token sets give the same bytes, for any number of workers.
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 
 import orjson
 from pydantic import JsonValue
-from tqdm import tqdm
 
 from megatron_jmed.corpus.datasheet_markdown import datasheet_markdown
 from megatron_jmed.corpus.datasheet_page import datasheet_html
@@ -40,6 +38,7 @@ from megatron_jmed.corpus.manifest import (
 )
 from megatron_jmed.corpus.part_folders import PARTS, clear_about_disk, key_hash, opened, output_file
 from megatron_jmed.corpus.profile import ProfileSettings
+from megatron_jmed.corpus.progress_bar import progress_bar
 from megatron_jmed.corpus.shards import check_shard
 from megatron_jmed.corpus.terms import Terms, load_terms
 from megatron_jmed.corpus.token_set import TokenSet, load_token_set
@@ -48,7 +47,6 @@ from megatron_jmed.errors import CorpusError
 STAGE = "describe"
 JSON_NAME, MARKDOWN_NAME, HTML_NAME = "datasheet.json", "datasheet.md", "datasheet.html"
 OUTPUT_NAMES = (JSON_NAME, MARKDOWN_NAME, HTML_NAME)
-SECONDS_BETWEEN_LOG_LINES = 30.0
 
 
 @dataclass(frozen=True)
@@ -193,9 +191,8 @@ def _describe_sets(
     """Describe the sets that no earlier run of the same choices has described; each is kept as soon as it is done."""
     (target / PARTS).mkdir(parents=True, exist_ok=True)
     total = sum(token_set.num_tokens for _, _, token_set, _ in sets)
-    interval = 0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_LINES
     sheets = []
-    with tqdm(total=total, unit=" tokens", unit_scale=True, disable=not settings.progress, mininterval=interval) as bar:
+    with progress_bar(total=total, unit=" tokens", unit_scale=True, show=settings.progress) as bar:
         for name, path, token_set, manifest in sets:
             bar.set_postfix_str(name, refresh=False)
             key = key_hash([STAGE, choices, code_version(), name, manifest.sha256])

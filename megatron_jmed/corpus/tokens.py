@@ -20,7 +20,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from pydantic import JsonValue
-from tqdm import tqdm
 
 from megatron_jmed.corpus import token_progress
 from megatron_jmed.corpus.counts import Counting
@@ -37,6 +36,7 @@ from megatron_jmed.corpus.manifest import (
     publish,
 )
 from megatron_jmed.corpus.part_folders import PARTS, REMOVED, file_hashes, key_hash, link_or_copy, opened
+from megatron_jmed.corpus.progress_bar import progress_bar
 from megatron_jmed.corpus.reader import Source, find_source
 from megatron_jmed.corpus.sentences import load_splitter
 from megatron_jmed.corpus.shards import check_shard, file_range, of_shard, shard_folder
@@ -48,7 +48,6 @@ from megatron_jmed.corpus.tokenizer import Encoder, build_encoder
 from megatron_jmed.errors import CorpusError
 
 OUTPUT_NAMES = (f"{NAME}.bin", f"{NAME}.idx", REMOVED)
-SECONDS_BETWEEN_LOG_LINES = 30.0
 
 
 def tokenize(
@@ -177,9 +176,7 @@ def _write_batches(
     already, began, saved = progress.tokens, time.monotonic(), time.monotonic()
     if progress.documents:
         print(f"{progress.documents:,} documents were tokenised by an earlier run", file=sys.stderr)
-    disable = not settings.progress
-    interval = 0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_LINES
-    bar = tqdm(total=source.num_bytes(), unit="B", unit_scale=True, disable=disable, mininterval=interval)
+    bar = progress_bar(total=source.num_bytes(), unit="B", unit_scale=True, show=settings.progress)
     bar.update(sum(path.stat().st_size for path in source.files[: progress.file]))
     places: deque[tuple[int, int]] = deque()
     batches = remaining_batches(source, settings.text_field, progress, places)
