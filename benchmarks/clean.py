@@ -26,14 +26,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def ours() -> list[tuple[str, Work]]:
-    from megatron_jmed.corpus.clean import CleanSettings, make_clean
+    from megatron_jmed.corpus.clean import clean_settings, make_clean  # where an earlier state has them too
     from megatron_jmed.corpus.document import Document
     from megatron_jmed.corpus.privacy import build_masker
 
     def on_documents(transform: Callable) -> Work:
         return lambda record: transform(Document(record["id"], record["text"], "", record["lang"], {}))
 
-    return [("clean", on_documents(make_clean(CleanSettings()))), ("mask", on_documents(build_masker()))]
+    return [("clean", on_documents(make_clean(clean_settings()))), ("mask", on_documents(build_masker()))]
 
 
 def hojichar() -> list[tuple[str, Work]]:

@@ -9,7 +9,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from megatron_jmed.corpus.clean import CleanSettings, clean_document
+from megatron_jmed.corpus.clean import clean_document
+from megatron_jmed.corpus.clean_rules import CleanSettings
 from megatron_jmed.corpus.document import Document
 from megatron_jmed.corpus.stage import Removed
 

@@ -31,8 +31,8 @@ import zstandard
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from decontamination import FORMS
 
-from megatron_jmed.corpus.decontaminate import exam_texts
 from megatron_jmed.corpus.document import Document, document_line, read_documents
+from megatron_jmed.corpus.exam_texts import exam_texts
 from megatron_jmed.corpus.manifest import load_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
-from megatron_jmed.corpus.clean import CleanSettings, clean, make_clean
+from megatron_jmed.corpus.clean import clean, make_clean
+from megatron_jmed.corpus.clean_rules import CleanSettings
 from megatron_jmed.corpus.indexed import TokenWriter
 from megatron_jmed.corpus.manifest import Counts, GroupCounts, Manifest
 from megatron_jmed.corpus.parts import do_batch

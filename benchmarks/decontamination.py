@@ -15,9 +15,12 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
-from megatron_jmed.corpus.decontaminate import ExamIndex, ExamText, Rule, exam_texts, is_japanese
 from megatron_jmed.corpus.document import Document, read_documents
+from megatron_jmed.corpus.exam_index import ExamIndex
+from megatron_jmed.corpus.exam_question import Rule
+from megatron_jmed.corpus.exam_texts import ExamText, exam_texts
 from megatron_jmed.corpus.reader import find_source
+from megatron_jmed.corpus.symbols import is_japanese
 
 SEED = 20261122
 Form = Callable[[ExamText, random.Random, str], str]

@@ -18,7 +18,7 @@ from launch.job import REPOSITORY, Job, gate_words, launch_env
 from launch.scheduler import AFTER, command_of, job_id_of, job_script
 from megatron_jmed.config import RANDOM_INIT, RunConfig, save_config
 from megatron_jmed.corpus.manifest import code_version
-from megatron_jmed.corpus.tokens import load_token_set
+from megatron_jmed.corpus.token_set import load_token_set
 from megatron_jmed.errors import CheckpointError, ConfigError, CorpusError
 from megatron_jmed.run_folder import RunFolder, check_same_model, load_state, write_json
 

@@ -20,8 +20,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def token_folder(tmp_path_factory) -> Path:
     """runs/tiny/tokens as the tiny recipe names it, under a folder to start runs in."""
+    from megatron_jmed.corpus.token_settings import TokenizeSettings
     from megatron_jmed.corpus.tokenizer import train_tokenizer
-    from megatron_jmed.corpus.tokens import TokenizeSettings, tokenize
+    from megatron_jmed.corpus.tokens import tokenize
 
     folder, data = tmp_path_factory.mktemp("work"), REPO / "examples/data"
     tokenizer = folder / "tokenizer.model"

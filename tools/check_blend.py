@@ -6,8 +6,9 @@ How a plan is written is said at the top of megatron_jmed/corpus/blend_plan.py; 
 import argparse
 from pathlib import Path
 
-from megatron_jmed.corpus.blend import blend_table, blend_toml, solve_blend
+from megatron_jmed.corpus.blend import solve_blend
 from megatron_jmed.corpus.blend_plan import load_plan, load_sources
+from megatron_jmed.corpus.blend_text import blend_table, blend_toml
 from megatron_jmed.errors import run_tool
 
 

@@ -4,7 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
-from megatron_jmed.corpus.clean import RULES, clean, clean_settings
+from megatron_jmed.corpus.clean import clean, clean_settings
+from megatron_jmed.corpus.clean_rules import RULES
 from megatron_jmed.corpus.stage import merge_shards, parse_shard
 from megatron_jmed.errors import CorpusError, run_tool
 

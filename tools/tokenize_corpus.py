@@ -8,9 +8,10 @@ from megatron_jmed.corpus.manifest import Manifest
 from megatron_jmed.corpus.sentences import SENTENCE_ENGINES
 from megatron_jmed.corpus.shards import parse_shard
 from megatron_jmed.corpus.token_keys import merge_token_keys, tokenize_keys
+from megatron_jmed.corpus.token_settings import ORIGINS, TokenizeSettings
 from megatron_jmed.corpus.token_shards import merge_token_shards
 from megatron_jmed.corpus.tokenizer import ENGINES, FAMILIES
-from megatron_jmed.corpus.tokens import ORIGINS, TokenizeSettings, tokenize
+from megatron_jmed.corpus.tokens import tokenize
 from megatron_jmed.errors import CorpusError, run_tool
 
 

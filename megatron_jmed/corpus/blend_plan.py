@@ -70,7 +70,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from megatron_jmed.corpus.tokens import load_token_set
+from megatron_jmed.corpus.token_set import load_token_set
 from megatron_jmed.errors import CorpusError
 
 TOLERANCE = 1e-6
@@ -230,4 +230,13 @@ def _source(plan: Plan, words: SourceWords) -> Source:
 
 
 def percent(share: float) -> str:
+    """A share in messages and tables, to four digits."""
     return f"{100 * share:.4g}%"
+
+
+def short_tokens(number: float) -> str:
+    """A number of tokens in messages and tables, to four digits."""
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= unit:
+            return f"{number / unit:.4g}{name}"
+    return f"{number:.0f}"

@@ -34,8 +34,8 @@ from megatron_jmed.corpus.manifest import PARTIAL_NAME, GroupCounts, Manifest, O
 from megatron_jmed.corpus.part_folders import REMOVED, opened, output_file
 from megatron_jmed.corpus.pool import each_in_order
 from megatron_jmed.corpus.reader import RawBatch, Source, find_source, read_batches
+from megatron_jmed.corpus.token_set import CHAT_STAGE, CONVERSATIONS, NAME, WEIGHTS_NAME
 from megatron_jmed.corpus.tokenizer import build_encoder
-from megatron_jmed.corpus.tokens import CHAT_STAGE, CONVERSATIONS, NAME, WEIGHTS_NAME
 from megatron_jmed.errors import CorpusError
 
 OUTPUT_NAMES = (f"{NAME}.bin", f"{NAME}.idx", WEIGHTS_NAME, REMOVED)

@@ -2,7 +2,7 @@
 
 In: finished token sets made with one tokenizer. Out: TARGET/datasheet.json (every number), datasheet.md and
 datasheet.html (the same for people; one file, no network) and manifest.json. Numbers come from the tokens themselves
-(profile.py) and from the manifests of the stages behind them (provenance.py). Each set is described by itself, by all
+and from the manifests of the stages behind them. Each set is described by itself (datasheet_set.py), by all
 workers, and kept in TARGET/.parts until all are done; with shard (i, n) a run describes every n-th set and leaves it
 there. There is no merge: a run without a shard takes the sets that it finds, does the missing ones, and writes the sheet.
 Invariant: documents, tokens and bytes equal the manifests, the index and the .bin file, or there is no datasheet; the
@@ -10,18 +10,17 @@ same token sets give the same bytes, for any number of workers.
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 from pydantic import JsonValue
-from tqdm import tqdm
 
-from megatron_jmed.corpus.datasheet_page import datasheet_html, datasheet_markdown
+from megatron_jmed.corpus.datasheet_markdown import datasheet_markdown
+from megatron_jmed.corpus.datasheet_page import datasheet_html
+from megatron_jmed.corpus.datasheet_set import add_up, describe_set
 from megatron_jmed.corpus.manifest import (
     MANIFEST_NAME,
     PARTIAL_NAME,
@@ -32,21 +31,22 @@ from megatron_jmed.corpus.manifest import (
     Origin,
     OutputFile,
     code_version,
+    input_file,
     joined_origin,
     publish,
     sha256_file,
 )
-from megatron_jmed.corpus.part_folders import PARTS, clear_about_disk, key_hash, opened
-from megatron_jmed.corpus.profile import SCRIPTS, ProfileSettings, Terms, load_terms, profile_token_set
-from megatron_jmed.corpus.provenance import Attribution, Facts, attribute, follow_chain
+from megatron_jmed.corpus.part_folders import PARTS, clear_about_disk, key_hash, opened, output_file
+from megatron_jmed.corpus.profile import ProfileSettings
+from megatron_jmed.corpus.progress_bar import progress_bar
 from megatron_jmed.corpus.shards import check_shard
-from megatron_jmed.corpus.tokens import NAME, TokenSet, load_token_set
+from megatron_jmed.corpus.terms import Terms, load_terms
+from megatron_jmed.corpus.token_set import TokenSet, load_token_set
 from megatron_jmed.errors import CorpusError
 
 STAGE = "describe"
 JSON_NAME, MARKDOWN_NAME, HTML_NAME = "datasheet.json", "datasheet.md", "datasheet.html"
 OUTPUT_NAMES = (JSON_NAME, MARKDOWN_NAME, HTML_NAME)
-SECONDS_BETWEEN_LOG_LINES = 30.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def describe(
     token_sets = _load(paths, sha256_file(settings.tokenizer), settings.tokenizer)
     names = _names(paths)
     terms = load_terms(settings.terms) if settings.terms else Terms()
-    inputs = [_manifest_as_input(name, path) for name, path in zip(names, paths, strict=True)]
+    inputs = [input_file(path / MANIFEST_NAME, f"{name}/{MANIFEST_NAME}") for name, path in zip(names, paths, strict=True)]
     choices: dict[str, JsonValue] = {
         "title": settings.title,
         "tokenizer_sha256": token_sets[0].tokenizer_sha256,
@@ -119,7 +119,7 @@ def _write_sheet(
         "tokenizer": asdict(token_set.tokenizer),
         "terms": _terms_statement(settings, terms),
         "sampling": asdict(settings.profile),
-        "totals": _add_up([group for one in sheets for group in one["groups"]]) | {
+        "totals": add_up([group for one in sheets for group in one["groups"]]) | {
             "sets": len(sheets),
             "bin_bytes": sum(one["bin_bytes"] for one in sheets),
         },
@@ -172,11 +172,6 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _manifest_as_input(name: str, path: Path) -> InputFile:
-    manifest = path / MANIFEST_NAME
-    return InputFile(path=f"{name}/{MANIFEST_NAME}", bytes=manifest.stat().st_size, sha256=sha256_file(manifest))
-
-
 def _terms_statement(settings: DescribeSettings, terms: Terms) -> dict[str, Any] | None:
     if settings.terms is None:
         return None
@@ -184,7 +179,7 @@ def _terms_statement(settings: DescribeSettings, terms: Terms) -> dict[str, Any]
     return {"file": settings.terms.name, "sha256": sha256_file(settings.terms), "terms": numbers}
 
 
-# ---- one token set
+# ---- set by set
 
 
 Set = tuple[str, Path, TokenSet, InputFile]
@@ -196,9 +191,8 @@ def _describe_sets(
     """Describe the sets that no earlier run of the same choices has described; each is kept as soon as it is done."""
     (target / PARTS).mkdir(parents=True, exist_ok=True)
     total = sum(token_set.num_tokens for _, _, token_set, _ in sets)
-    interval = 0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_LINES
     sheets = []
-    with tqdm(total=total, unit=" tokens", unit_scale=True, disable=not settings.progress, mininterval=interval) as bar:
+    with progress_bar(total=total, unit=" tokens", unit_scale=True, show=settings.progress) as bar:
         for name, path, token_set, manifest in sets:
             bar.set_postfix_str(name, refresh=False)
             key = key_hash([STAGE, choices, code_version(), name, manifest.sha256])
@@ -206,110 +200,14 @@ def _describe_sets(
             if kept.exists():
                 bar.update(token_set.num_tokens)
             else:
-                done = _describe_set(name, path, token_set, terms, settings, bar.update)
+                done = describe_set(
+                    name, path, token_set, settings.tokenizer, terms, settings.profile, settings.workers, bar.update
+                )
                 temporary = kept.with_name(f"{key}.tmp-{os.getpid()}")
                 temporary.write_bytes(orjson.dumps(done))
                 os.replace(temporary, kept)
             sheets.append(orjson.loads(kept.read_bytes()))
     return sheets
-
-
-def _describe_set(
-    name: str, path: Path, token_set: TokenSet, terms: Terms, settings: DescribeSettings, advance: Any
-) -> dict[str, Any]:
-    manifest = token_set.manifest
-    _check_sums(path, manifest)
-    attribution = attribute(path, manifest, settings.workers)
-    langs = [lang for _, lang in attribution.names]
-    bin_path = path / f"{NAME}.bin"
-    profiles = profile_token_set(
-        bin_path, settings.tokenizer, attribution.groups, langs, terms, settings.profile, settings.workers, advance
-    )
-    groups = [_group(attribution, number, profile) for number, profile in enumerate(profiles)]
-    groups.sort(key=lambda group: (-group["tokens"], group["source"], group["lang"]))
-    totals = _add_up(groups)
-    _check_totals(path, manifest, totals, bin_path.stat().st_size, np.dtype(token_set.dtype).itemsize)
-    chain = follow_chain(path)
-    return {
-        "name": name,
-        "created": manifest.created,
-        "code_version": manifest.code_version,
-        "dtype": token_set.dtype,
-        "bin_bytes": bin_path.stat().st_size,
-        "files": [file.model_dump() for file in manifest.files],
-        "licences": chain.licences(),
-        "origin": manifest.origin.model_dump(),
-        "attribution": attribution.how,
-        "totals": totals,
-        "manifest_characters": manifest.counts.characters,
-        "removed": chain.removed(),
-        "looked_for": {head: chain.ran(head) for head in ("duplicates", "contaminated", "masked")},
-        "chain": chain.steps,
-        "chain_ends": chain.ends,
-        "groups": groups,
-    }
-
-
-def _check_sums(folder: Path, manifest: Manifest) -> None:
-    for file in manifest.files:
-        found = sha256_file(folder / file.path)
-        if found != file.sha256:
-            raise CorpusError(
-                f"{folder / file.path} has SHA-256 {found[:16]}..., its manifest says {file.sha256[:16]}...: "
-                f"changed since it was written; tokenise again"
-            )
-
-
-def _group(attribution: Attribution, number: int, profile: dict[str, Any]) -> dict[str, Any]:
-    source, lang = attribution.names[number]
-    declared = _declared(attribution.facts[number], profile["documents"])
-    return {"source": source, "lang": lang, **profile, "declared": declared}
-
-
-def _declared(facts: Facts, num_documents: int) -> dict[str, Any]:
-    """What documents say about time and translation; a share is of those that say anything."""
-    said = facts.translated + facts.not_translated
-    return {
-        "dated_documents": facts.dated,
-        "first_year": facts.first_year,
-        "last_year": facts.last_year,
-        "translation_declared_documents": said,
-        "translation_undeclared_documents": num_documents - said,
-        "machine_translated_documents": facts.translated,
-        "machine_translated_tokens": facts.translated_tokens,
-        "machine_translated_share": round(facts.translated / said, 6) if said else None,
-    }
-
-
-SUMS = ("documents", "tokens", "special_tokens", "byte_tokens", "characters", "utf8_bytes", "repeated_documents")
-
-
-def _add_up(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The sums over groups, and what follows from sums alone."""
-    sums: dict[str, Any] = {name: sum(group[name] for group in groups) for name in SUMS}
-    text_tokens = sums["tokens"] - sums["special_tokens"]
-    sums["characters_per_token"] = round(sums["characters"] / text_tokens, 4) if text_tokens else None
-    sums["bytes_per_token"] = round(sums["utf8_bytes"] / text_tokens, 4) if text_tokens else None
-    sums["scripts"] = {script: sum(group["scripts"][script] for group in groups) for script in SCRIPTS}
-    return sums
-
-
-def _by_language(sheets: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    groups = [group for one in sheets for group in one["groups"]]
-    return {lang: _add_up([g for g in groups if g["lang"] == lang]) for lang in sorted({g["lang"] for g in groups})}
-
-
-def _check_totals(folder: Path, manifest: Manifest, totals: dict[str, Any], size: int, itemsize: int) -> None:
-    """The groups must add up to what the manifest and the .bin file say."""
-    claims = {
-        "documents": (totals["documents"], manifest.counts.documents),
-        "tokens": (totals["tokens"], manifest.counts.tokens),
-        "bytes of the .bin file": (totals["tokens"] * itemsize, size),
-        "characters by script": (sum(totals["scripts"].values()), totals["characters"]),
-    }
-    for what, (found, claimed) in claims.items():
-        if found != claimed:
-            raise CorpusError(f"{folder}: {what}: {found} counted, {claimed} claimed; the set is damaged, tokenise again")
 
 
 # ---- what comes out
@@ -325,10 +223,12 @@ def _write(folder: Path, sheet: dict[str, Any]) -> list[OutputFile]:
     for name, data in texts.items():
         (folder / name).write_bytes(data)
     rows = sheet["totals"]["documents"]
-    return [
-        OutputFile(path=name, rows=rows, bytes=len(data), sha256=sha256_file(folder / name))
-        for name, data in sorted(texts.items())
-    ]
+    return [output_file(folder / name, name, rows) for name in sorted(texts)]
+
+
+def _by_language(sheets: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    groups = [group for one in sheets for group in one["groups"]]
+    return {lang: add_up([g for g in groups if g["lang"] == lang]) for lang in sorted({g["lang"] for g in groups})}
 
 
 def _counts(sheets: Sequence[dict[str, Any]]) -> Counts:

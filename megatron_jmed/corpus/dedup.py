@@ -10,7 +10,6 @@ same, byte for byte, for any number of workers or shards, any memory setting, an
 """
 
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import TypeVar
 
 import numpy as np
 from pydantic import JsonValue
-from tqdm import tqdm
 
 from megatron_jmed.corpus import stage
 from megatron_jmed.corpus.document import Document
@@ -35,6 +33,7 @@ from megatron_jmed.corpus.manifest import (
 from megatron_jmed.corpus.minhash import MinHash
 from megatron_jmed.corpus.part_folders import opened
 from megatron_jmed.corpus.pool import fewer_workers, worker_pool
+from megatron_jmed.corpus.progress_bar import progress_bar
 from megatron_jmed.corpus.reader import Source, find_source
 from megatron_jmed.corpus.signatures import Run, Signatures, SignedFile, SignTask, bytes_per_document, sign_file, signed_file
 from megatron_jmed.corpus.stage import Kept, Removed
@@ -312,8 +311,7 @@ def _verdicts(runs: list[Run], folder: Path) -> Iterator[tuple[int, int, bool]]:
 
 def _results(what: str, work: Callable[[Task], Result], tasks: list[Task], settings: DedupSettings) -> Iterator[Result]:
     """Do each task, here (one worker) or in several processes; results in the order of the tasks."""
-    interval = 0.5 if sys.stderr.isatty() else stage.SECONDS_BETWEEN_LOG_LINES
-    bar = functools.partial(tqdm, total=len(tasks), desc=what, unit="file", disable=not settings.progress, mininterval=interval)
+    bar = functools.partial(progress_bar, total=len(tasks), desc=what, unit="file", show=settings.progress)
     if settings.workers == 1 or len(tasks) < 2:
         yield from bar(map(work, tasks))
         return

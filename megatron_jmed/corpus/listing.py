@@ -28,16 +28,16 @@ from megatron_jmed.corpus.manifest import (
     Manifest,
     check_files,
     code_version,
+    input_file,
     load_manifest,
     open_target,
     publish,
-    sha256_file,
 )
 from megatron_jmed.corpus.part_folders import clear_about_disk, output_file, sync_files
 from megatron_jmed.corpus.pool import each_in_order
 from megatron_jmed.corpus.provenance import OTHER, Attribution, check_sums, places, source_problem
 from megatron_jmed.corpus.reader import RawBatch, find_source, read_batches
-from megatron_jmed.corpus.tokens import STAGE as TOKENS_STAGE
+from megatron_jmed.corpus.token_set import TOKENS_STAGE
 from megatron_jmed.errors import CorpusError
 
 STAGE = "list"
@@ -85,8 +85,7 @@ def list_documents(token_set: str | Path, workers: int = 1) -> Manifest:
 
 
 def _input(token_set: Path) -> InputFile:
-    path = token_set / MANIFEST_NAME
-    return InputFile(path=MANIFEST_NAME, bytes=path.stat().st_size, sha256=sha256_file(path))
+    return input_file(token_set / MANIFEST_NAME, MANIFEST_NAME)
 
 
 @dataclass(frozen=True)

@@ -234,6 +234,11 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def input_file(path: Path, name: str) -> InputFile:
+    """A file that a stage read, under the name that its manifest gives it."""
+    return InputFile(path=name, bytes=path.stat().st_size, sha256=sha256_file(path))
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside a folder survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -21,7 +21,7 @@ from megatron_jmed.corpus.indexed import read_whole_documents
 from megatron_jmed.corpus.manifest import MANIFEST_NAME, Manifest, load_manifest, sha256_file
 from megatron_jmed.corpus.pool import each_in_order
 from megatron_jmed.corpus.reader import RawBatch, find_source, read_batches
-from megatron_jmed.corpus.tokens import NAME
+from megatron_jmed.corpus.token_set import NAME
 from megatron_jmed.errors import CorpusError
 
 MAX_GROUPS = 32

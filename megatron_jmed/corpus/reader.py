@@ -23,9 +23,9 @@ from megatron_jmed.corpus.manifest import (
     InputFile,
     Origin,
     check_files,
+    input_file,
     joined_origin,
     load_manifest,
-    sha256_file,
 )
 from megatron_jmed.errors import CorpusError
 
@@ -75,10 +75,7 @@ class Source:
         """Hash the files; those of an earlier stage are covered by the hash of its manifest."""
         covered = {manifest.parent for manifest in self.manifests}
         plain = [path for path in self.files if not covered.intersection(path.parents)]
-        return [
-            InputFile(path=self.name(path), bytes=path.stat().st_size, sha256=sha256_file(path))
-            for path in sorted([*plain, *self.manifests])
-        ]
+        return [input_file(path, self.name(path)) for path in sorted([*plain, *self.manifests])]
 
     def licence(self) -> str | None:
         """The licences that the earlier stages recorded, joined; None if none did."""

@@ -21,7 +21,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from pydantic import JsonValue
-from tqdm import tqdm
 
 from megatron_jmed.corpus.counts import sum_counts, sum_numbers
 from megatron_jmed.corpus.manifest import (
@@ -59,6 +58,7 @@ from megatron_jmed.corpus.parts import (
     write_part,
 )
 from megatron_jmed.corpus.pool import fewer_workers, in_order, worker_pool
+from megatron_jmed.corpus.progress_bar import progress_bar
 from megatron_jmed.corpus.reader import RawBatch, Source, find_source
 from megatron_jmed.corpus.shards import (
     OUTPUT_NAMES,
@@ -71,7 +71,6 @@ from megatron_jmed.corpus.shards import (
 )
 from megatron_jmed.errors import CorpusError
 
-SECONDS_BETWEEN_LOG_LINES = 30.0
 # What a stage needs, under one roof.
 __all__ = [
     "DOCUMENTS", "OUTPUT_NAMES", "PARTS", "RECORD", "REMOVED", "Kept", "Part", "Removed", "Task", "Transform",
@@ -206,9 +205,8 @@ def _all_parts(
     todo = [task for task in tasks if task not in parts]
     if parts:
         print(f"{len(parts)} of {len(tasks)} file(s) were finished by an earlier run", file=sys.stderr)
-    interval = 0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_LINES
     total = sum(_size(task) for task in tasks)
-    with tqdm(total=total, unit="B", unit_scale=True, disable=not progress, mininterval=interval) as bar:
+    with progress_bar(total=total, unit="B", unit_scale=True, show=progress) as bar:
         bar.update(sum(_size(task) for task in parts))
         with contextlib.closing(_made_parts(todo, make_transform, workers, bar.update)) as made:
             for task, part in made:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from megatron_jmed.corpus.manifest import MANIFEST_NAME, Manifest
 from megatron_jmed.corpus.reader import SHARD_FOLDER
+from megatron_jmed.corpus.token_settings import TokenizeSettings
 from megatron_jmed.corpus.token_shards import merge_token_shards
-from megatron_jmed.corpus.tokens import TokenizeSettings, tokenize
+from megatron_jmed.corpus.tokens import tokenize
 from megatron_jmed.errors import CorpusError
 
 MAX_NAME_BYTES = 255  # of a folder, on all usual file systems

@@ -19,7 +19,8 @@ from megatron_jmed.corpus.indexed import COPY_BYTES, TokenIndex, read_index, wri
 from megatron_jmed.corpus.manifest import PARTIAL_NAME, InputFile, Manifest, OutputFile, sha256_file
 from megatron_jmed.corpus.part_folders import join_removed
 from megatron_jmed.corpus.shards import merge, shard_folder
-from megatron_jmed.corpus.tokens import NAME, OUTPUT_NAMES, STAGE
+from megatron_jmed.corpus.token_set import NAME, TOKENS_STAGE
+from megatron_jmed.corpus.tokens import OUTPUT_NAMES
 from megatron_jmed.errors import CorpusError
 
 OF_THE_SHARD = ("num_source_files", "source_files_sha256", "max_bad", "num_files")
@@ -34,7 +35,7 @@ def merge_token_shards(target: Path, overwrite: bool = False, max_bad: int | Non
 def _join(target: Path, manifests: list[Manifest], settings: dict[str, JsonValue], inputs: list[InputFile]) -> Manifest:
     first, num_shards = manifests[0], len(manifests)
     folders = [shard_folder(target, (index, num_shards)) for index in range(1, num_shards + 1)]
-    if first.stage != STAGE:
+    if first.stage != TOKENS_STAGE:
         raise CorpusError(f"{target} holds shards of stage {first.stage!r}, not of tokens; merge them with its own tool")
     for folder, manifest in zip(folders, manifests, strict=True):
         for what in ("dtype", "tokenizer"):

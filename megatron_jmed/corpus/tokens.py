@@ -2,8 +2,8 @@
 
 In: a source of documents and a tokenizer (SentencePiece or Hugging Face). Out: TARGET/tokens.bin and tokens.idx
 (Megatron-Core's format), removed/REASON.jsonl for records that are no documents, and manifest.json. Three parts that
-know nothing of each other: reader.py reads, `_encode` (in several threads or processes) turns a raw batch into ids,
-indexed.py writes. A document is one sequence of the index, or (`split_sentences`) one for each of its sentences, `<s>`
+know nothing of each other: reader.py reads, token_encoding.py (in several threads or processes) turns a raw batch into
+ids, indexed.py writes. A document is one sequence of the index, or (`split_sentences`) one for each of its sentences, `<s>`
 before the first, `</s>` after the last.
 While it runs, all that is in TARGET/.parts, with the place up to which it is whole (token_progress.py): a rerun goes on
 there. With shard (i, n) the run takes a range of the files and writes TARGET/shard-i-of-n (token_shards.py joins them).
@@ -12,94 +12,42 @@ workers or shards and however often the run was killed.
 """
 
 import contextlib
-import copy
-import functools
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-import orjson
-from pydantic import JsonValue, TypeAdapter, ValidationError
-from tqdm import tqdm
+from pydantic import JsonValue
 
 from megatron_jmed.corpus import token_progress
 from megatron_jmed.corpus.counts import Counting
-from megatron_jmed.corpus.document import UNKNOWN, BadRecord, Document, RemovedRecords, parse_batch
-from megatron_jmed.corpus.indexed import TokenWriter, read_index
+from megatron_jmed.corpus.document import RemovedRecords
+from megatron_jmed.corpus.indexed import TokenWriter
 from megatron_jmed.corpus.manifest import (
     PARTIAL_NAME,
     Counts,
-    GroupCounts,
     InputFile,
     Manifest,
     Origin,
     OutputFile,
-    check_files,
     code_version,
-    load_manifest,
     publish,
 )
 from megatron_jmed.corpus.part_folders import PARTS, REMOVED, file_hashes, key_hash, link_or_copy, opened
-from megatron_jmed.corpus.pool import worker_pool
-from megatron_jmed.corpus.reader import RawBatch, Source, find_source
-from megatron_jmed.corpus.sentences import SENTENCE_ENGINES, SentenceEngine, SentenceSplitter, load_splitter
+from megatron_jmed.corpus.progress_bar import progress_bar
+from megatron_jmed.corpus.reader import Source, find_source
+from megatron_jmed.corpus.sentences import load_splitter
 from megatron_jmed.corpus.shards import check_shard, file_range, of_shard, shard_folder
+from megatron_jmed.corpus.token_encoding import encoded_in_order
 from megatron_jmed.corpus.token_progress import Progress, begin, load_progress, remaining_batches
-from megatron_jmed.corpus.tokenizer import ENGINES, FAMILIES, Encoder, Engine, Family, TokenizerInfo, build_encoder
+from megatron_jmed.corpus.token_set import NAME, SENTENCES, TOKENS_STAGE
+from megatron_jmed.corpus.token_settings import ORIGINS, TokenizeSettings
+from megatron_jmed.corpus.tokenizer import Encoder, build_encoder
 from megatron_jmed.errors import CorpusError
 
-STAGE = "tokenize"
-CHAT_STAGE = "tokenize_chat"  # chat_tokens.py
-NAME = "tokens"
-WEIGHTS_NAME = f"{NAME}.weights"  # of conversations: how much each token counts in the loss
 OUTPUT_NAMES = (f"{NAME}.bin", f"{NAME}.idx", REMOVED)
-ORIGINS = ("original", "machine_translated")
-SENTENCES = "sentences"
-CONVERSATIONS = "conversations"
-# Enough that no worker waits for the reader, few enough that memory stays at some megabytes per worker.
-BATCHES_PER_WORKER = 3
-SECONDS_BETWEEN_LOG_LINES = 30.0
-
-
-@dataclass(frozen=True)
-class TokenizeSettings:
-    """How to tokenise. `engine`, `workers`, `overwrite` and `progress` do not change the tokens; all else does."""
-
-    tokenizer: Path
-    text_field: str = "text"
-    bos: bool = True
-    eos: bool = True
-    max_bad: int = 100
-    licence: str | None = None  # None: what the source's manifests say
-    origin: str | None = None  # of text that was translated elsewhere; None: the same
-    family: Family = "float"
-    engine: Engine = "auto"
-    split_sentences: bool = False
-    sentence_engine: SentenceEngine = "auto"
-    workers: int = 1
-    overwrite: bool = False
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "tokenizer", Path(self.tokenizer))
-        if self.workers < 1:
-            raise CorpusError(f"--workers {self.workers} is too small; at least 1 is needed")
-        for name, value, known in (
-            ("engine", self.engine, ENGINES),
-            ("family", self.family, tuple(FAMILIES)),
-            ("sentence-engine", self.sentence_engine, SENTENCE_ENGINES),
-            ("origin", self.origin, (None, *ORIGINS)),
-        ):
-            if value not in known:
-                raise CorpusError(f"--{name} {value} is unknown; choose from {', '.join(filter(None, known))}")
-        if self.max_bad < 0:
-            raise CorpusError(f"--max-bad {self.max_bad} is negative; 0 allows no bad record")
 
 
 def tokenize(
@@ -137,7 +85,7 @@ def tokenize(
         mine, target = Source(found.root, files, found.manifests, found.ignored), shard_folder(target, shard)
         choices, details = of_shard(choices, details | {"num_files": len(files)}, shard, found)
     inputs = mine.inputs()
-    with opened(target, STAGE, choices, inputs, OUTPUT_NAMES, settings.overwrite) as finished:
+    with opened(target, TOKENS_STAGE, choices, inputs, OUTPUT_NAMES, settings.overwrite) as finished:
         if finished:
             return finished
         if encoder.fallback:
@@ -154,7 +102,7 @@ def tokenize(
         for file in [*files, *removed_files]:
             link_or_copy(target / PARTS / file.path, target / PARTIAL_NAME / file.path)
         manifest = Manifest(
-            stage=STAGE,
+            stage=TOKENS_STAGE,
             settings=choices,
             code_version=code_version(),
             source=str(source),
@@ -197,7 +145,7 @@ def _progress_key(source: Source, inputs: list[InputFile], choices: dict[str, Js
     decisive = {name: value for name, value in choices.items() if name not in ("max_bad", "licence", "origin", "shard")}
     hashes = file_hashes(source, inputs)
     names = [source.name(path) for path in source.files]
-    return key_hash([STAGE, decisive, code_version(), [[name, hashes[name]] for name in names]])
+    return key_hash([TOKENS_STAGE, decisive, code_version(), [[name, hashes[name]] for name in names]])
 
 
 def _write_all(
@@ -228,14 +176,12 @@ def _write_batches(
     already, began, saved = progress.tokens, time.monotonic(), time.monotonic()
     if progress.documents:
         print(f"{progress.documents:,} documents were tokenised by an earlier run", file=sys.stderr)
-    disable = not settings.progress
-    interval = 0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LOG_LINES
-    bar = tqdm(total=source.num_bytes(), unit="B", unit_scale=True, disable=disable, mininterval=interval)
+    bar = progress_bar(total=source.num_bytes(), unit="B", unit_scale=True, show=settings.progress)
     bar.update(sum(path.stat().st_size for path in source.files[: progress.file]))
     places: deque[tuple[int, int]] = deque()
     batches = remaining_batches(source, settings.text_field, progress, places)
     # closing() ends the workers when this loop stops early, and not whenever the generator is collected.
-    with bar, contextlib.closing(_encoded_in_order(batches, settings, encoder)) as encoded_batches:
+    with bar, contextlib.closing(encoded_in_order(batches, settings, encoder)) as encoded_batches:
         for batch in encoded_batches:
             writer.add(batch.tokens, batch.lengths, batch.num_sequences_of)
             for bad in batch.bad:
@@ -265,222 +211,3 @@ def _write_batches(
     counts = counting.result()
     assert (counts.documents, counts.tokens) == (writer.num_documents, writer.num_tokens)
     return counts
-
-
-# ---- encoding, in this process or in several
-
-
-@dataclass(frozen=True)
-class _EncodedBatch:
-    tokens: np.ndarray
-    lengths: np.ndarray  # of each sequence
-    num_sequences_of: np.ndarray | None  # each document; None: one
-    groups: dict[tuple[str, str], GroupCounts]  # by (source, lang)
-    bad: list[BadRecord]
-    input_bytes: int
-
-
-def _encode(batch: RawBatch, settings: TokenizeSettings, encoder: Encoder) -> _EncodedBatch:
-    """Parse one raw batch and encode its documents; a document that gives no token is a bad record."""
-    is_plain = batch.kind == "jsonl" and not settings.split_sentences
-    if is_plain and (encoded := encoder.encode_lines(batch.payload, settings.text_field)):
-        tokens, lengths, counted = encoded
-        groups = {
-            (source or UNKNOWN, lang or UNKNOWN): GroupCounts(documents=num, characters=characters, tokens=num_tokens)
-            for source, lang, num, characters, num_tokens in counted
-        }
-        if len(groups) == len(counted):  # else a source is called "unknown" and another not at all
-            return _EncodedBatch(tokens, lengths, None, groups, [], batch.input_bytes)
-    records = list(parse_batch(batch, settings.text_field))
-    documents = [record for record in records if isinstance(record, Document)]
-    num_sequences_of = None
-    if settings.split_sentences:
-        tokens, lengths, num_sequences_of, num_ids_of = _encode_sentences(documents, settings, encoder)
-    else:
-        tokens, num_ids_of = encoder.encode([document.text for document in documents])
-        lengths = num_ids_of[num_ids_of > 0]
-    bad, groups, num_ids = [], {}, iter(num_ids_of.tolist())
-    for offset, record in enumerate(records):
-        if isinstance(record, BadRecord):
-            bad.append(record)
-        elif num_tokens := next(num_ids):
-            group = groups.setdefault((record.source, record.lang), [0, 0, 0])
-            group[0] += 1
-            group[1] += len(record.text)
-            group[2] += num_tokens
-        else:
-            bad.append(BadRecord(batch.file, batch.first_line + offset, "no_tokens", orjson.dumps(asdict(record))))
-    counts = {key: GroupCounts(documents=d, characters=c, tokens=t) for key, (d, c, t) in groups.items()}
-    return _EncodedBatch(tokens, lengths, num_sequences_of, counts, bad, batch.input_bytes)
-
-
-def _encode_sentences(
-    documents: list[Document], settings: TokenizeSettings, encoder: Encoder
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Encode each sentence for itself: (ids, ids of each sequence, sequences of each document that has one, ids of each).
-
-    A sentence that gives no id is no sequence; special pieces stand before and after documents, not sentences.
-    """
-    splitter = _splitter(settings.sentence_engine)
-    sentences_of = [splitter.split(document.text, document.lang) for document in documents]
-    alone = copy.copy(encoder)
-    alone.before = alone.after = []
-    tokens, lengths = alone.encode([sentence for sentences in sentences_of for sentence in sentences])
-    document_of = np.repeat(np.arange(len(documents)), [len(sentences) for sentences in sentences_of])[lengths > 0]
-    lengths = lengths[lengths > 0]
-    num_sequences = np.bincount(document_of, minlength=len(documents))
-    with_any = num_sequences[num_sequences > 0]
-    last = np.cumsum(with_any) - 1
-    first, ends = last - with_any + 1, np.cumsum(lengths, dtype=np.int64)
-    begins_and_ends = np.stack([ends[first] - lengths[first], ends[last]], axis=1)
-    times = [len(encoder.before), len(encoder.after)]
-    places = np.repeat(begins_and_ends, times, axis=1).ravel()
-    tokens = np.insert(tokens, places, np.tile(np.array(encoder.before + encoder.after, tokens.dtype), len(with_any)))
-    lengths[first] += times[0]
-    lengths[last] += times[1]
-    num_ids = np.bincount(document_of, lengths, len(documents)).astype(np.int64)
-    return tokens, lengths, with_any, num_ids
-
-
-@functools.cache
-def _splitter(engine: SentenceEngine) -> SentenceSplitter:
-    """One per process."""
-    return load_splitter(engine)
-
-
-@functools.cache
-def _workers_encoder(settings: TokenizeSettings) -> Encoder:
-    """One encoder per worker process."""
-    return build_encoder(settings.tokenizer, settings.bos, settings.eos, settings.engine, settings.family)
-
-
-def _encode_in_worker(batch: RawBatch, settings: TokenizeSettings) -> _EncodedBatch:
-    return _encode(batch, settings, _workers_encoder(settings))
-
-
-def _encoded_in_order(
-    batches: Iterator[RawBatch], settings: TokenizeSettings, encoder: Encoder
-) -> Iterator[_EncodedBatch]:
-    """Encode batches here (one worker) or in several at once, a bounded number ahead; results keep the order."""
-    if settings.workers == 1:
-        yield from (_encode(batch, settings, encoder) for batch in batches)
-        return
-    if encoder.engine in ENGINES:
-        settings = replace(settings, engine=encoder.engine)  # a worker uses the parent's engine or fails
-    batch: RawBatch | None = None
-
-    def what_to_do() -> str:
-        where = f"{batch.file}:{batch.first_line}, " if batch else ""
-        return f" (a batch being read began at {where}{settings.workers} workers); use fewer --workers and run again"
-
-    with _executor(settings, encoder, what_to_do) as (pool, encode):
-        waiting: deque[Future[_EncodedBatch]] = deque()
-        for batch in batches:
-            waiting.append(pool.submit(encode, batch))
-            if len(waiting) > BATCHES_PER_WORKER * settings.workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-@contextlib.contextmanager
-def _executor(
-    settings: TokenizeSettings, encoder: Encoder, what_to_do: Callable[[], str]
-) -> Iterator[tuple[Executor, Callable[[RawBatch], _EncodedBatch]]]:
-    """Threads for the native core, which works outside the interpreter; processes for all else, so for splitting."""
-    if encoder.engine == "native" and not settings.split_sentences:
-        pool = ThreadPoolExecutor(settings.workers)
-        try:
-            yield pool, functools.partial(_encode, settings=settings, encoder=encoder)
-        finally:
-            pool.shutdown(cancel_futures=True)
-        return
-    with worker_pool(settings.workers, what_to_do) as processes:
-        yield processes, functools.partial(_encode_in_worker, settings=settings)
-
-
-# ---- what the trainer loads
-
-
-@dataclass(frozen=True)
-class TokenSet:
-    """A finished token set; `prefix` is the path Megatron-Core wants (without .bin and .idx)."""
-
-    prefix: str
-    manifest: Manifest
-    num_documents: int
-    num_tokens: int
-    dtype: str
-    tokenizer: TokenizerInfo
-    num_sequences: int  # as many as documents, unless they are sentences
-    source_share: dict[str, float] = field(default_factory=dict)  # of the tokens; adds up to 1
-    lang_share: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def is_sentences(self) -> bool:
-        return self.manifest.details.get("sequences") == SENTENCES
-
-    @property
-    def is_conversations(self) -> bool:
-        return self.manifest.details.get("sequences") == CONVERSATIONS
-
-    @property
-    def origin(self) -> str:
-        """"original" or "machine_translated", as the stages behind it or --origin said."""
-        return self.manifest.origin.kind
-
-    @property
-    def tokenizer_sha256(self) -> str:
-        return self.tokenizer.sha256
-
-    @property
-    def vocab_size(self) -> int:
-        return self.tokenizer.vocab_size
-
-
-def load_token_set(folder: str | Path) -> TokenSet:
-    """Check a token set without reading its tokens (manifest, sizes, index) and describe it; CorpusError if damaged."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise CorpusError(f"token set {folder} does not exist; make it with tools/tokenize_corpus.py (of conversations: "
-                          "tools/tokenize_chat.py)")
-    manifest = load_manifest(folder)
-    if manifest.stage not in (STAGE, CHAT_STAGE):
-        raise CorpusError(f"{folder} is the result of stage {manifest.stage!r}, not a token set")
-    if "shard" in manifest.settings:
-        raise CorpusError(f"{folder} is shard {manifest.settings['shard']} of a token set; tools/tokenize_corpus.py --merge")
-    try:
-        info = TypeAdapter(TokenizerInfo).validate_python(manifest.details.get("tokenizer"))
-    except ValidationError as error:
-        problem = error.errors()[0]["msg"]
-        raise CorpusError(f"the manifest of {folder} does not describe a tokenizer: {problem}") from None
-    _check_tokens(folder, manifest)
-    counts = manifest.counts
-    return TokenSet(
-        prefix=str(folder / NAME),
-        manifest=manifest,
-        num_documents=counts.documents,
-        num_tokens=counts.tokens,
-        dtype=str(manifest.details["dtype"]),
-        tokenizer=info,
-        num_sequences=int(manifest.details.get("num_sequences", counts.documents)),
-        source_share={name: group.tokens / counts.tokens for name, group in counts.by_source.items()},
-        lang_share={name: group.tokens / counts.tokens for name, group in counts.by_lang.items()},
-    )
-
-
-def _check_tokens(folder: Path, manifest: Manifest) -> None:
-    """Compare the manifest, the index and the size of the .bin file with each other."""
-    check_files(folder, manifest)
-    index = read_index(folder / f"{NAME}.idx")
-    size = (folder / f"{NAME}.bin").stat().st_size
-    claims = {
-        "bytes in .bin": (size, index.num_tokens_bytes),
-        "documents": (manifest.counts.documents, index.num_documents),
-        "sequences": (manifest.details.get("num_sequences", manifest.counts.documents), len(index.lengths)),
-        "tokens": (manifest.counts.tokens, index.num_tokens),
-        "type of ids": (manifest.details.get("dtype"), index.dtype.name),
-    }
-    for what, (there, indexed) in claims.items():
-        if there != indexed:
-            raise CorpusError(f"{folder}: {what}: {there} found, {indexed} according to {NAME}.idx; tokenise again")

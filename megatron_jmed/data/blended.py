@@ -21,7 +21,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 
 from megatron_jmed.config import DataConfig
-from megatron_jmed.corpus.tokens import TokenSet
+from megatron_jmed.corpus.token_set import TokenSet
 from megatron_jmed.data.batch import DocumentMarks, document_numbers, places_in_documents
 from megatron_jmed.data.sft import ConversationRows
 from megatron_jmed.data.sources import conversations_name, part_of_documents

@@ -25,7 +25,7 @@ from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 from megatron.core.datasets.utils import Split
 
 from megatron_jmed.config import RunConfig
-from megatron_jmed.corpus.tokens import TokenSet
+from megatron_jmed.corpus.token_set import TokenSet
 from megatron_jmed.data.batch import Batch, DocumentMarks, batch_from_sample
 from megatron_jmed.data.batch_hashes import BatchHashes
 from megatron_jmed.data.blended import BlendedSequences, blend, open_sources, take_turns

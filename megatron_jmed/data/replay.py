@@ -32,7 +32,7 @@ import numpy as np
 from megatron_jmed.config import RunConfig
 from megatron_jmed.corpus.indexed import TokenIndex, read_index
 from megatron_jmed.corpus.listing import Listing, load_listing
-from megatron_jmed.corpus.tokens import TokenSet
+from megatron_jmed.corpus.token_set import TokenSet
 from megatron_jmed.data.index_arrays import EPOCH_ARRAYS, EpochOrder
 from megatron_jmed.data.index_cache import find_cache
 from megatron_jmed.data.packing import filled_row

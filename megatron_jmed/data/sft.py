@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from megatron_jmed.corpus.indexed import read_whole_documents
-from megatron_jmed.corpus.tokens import WEIGHTS_NAME, TokenSet
+from megatron_jmed.corpus.token_set import WEIGHTS_NAME, TokenSet
 from megatron_jmed.data.index_arrays import EPOCH_ARRAYS, EpochOrder
 from megatron_jmed.data.packing import Packing, epoch_order, filled_row, packing
 

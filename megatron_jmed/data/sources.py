@@ -11,7 +11,7 @@ import numpy as np
 
 from megatron_jmed.config import RunConfig
 from megatron_jmed.corpus.indexed import read_index
-from megatron_jmed.corpus.tokens import TokenSet, load_token_set
+from megatron_jmed.corpus.token_set import TokenSet, load_token_set
 from megatron_jmed.data.packing import packing
 from megatron_jmed.errors import CorpusError
 from megatron_jmed.run_folder import RunFolder

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron_jmed.corpus.document import Document
-from megatron_jmed.corpus.profile import sentences
+from megatron_jmed.corpus.measures import sentences
 from megatron_jmed.errors import CorpusError
 from megatron_jmed.evaluate.question import LETTERS
 

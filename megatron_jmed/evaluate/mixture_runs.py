@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_jmed.corpus.tokens import load_token_set
+from megatron_jmed.corpus.token_set import load_token_set
 from megatron_jmed.errors import ExamError, some_of
 from megatron_jmed.evaluate.mixture_scores import LOSS, exam_targets, loss_targets, scaling_points
 from megatron_jmed.evaluate.report_exams import latest_of_each

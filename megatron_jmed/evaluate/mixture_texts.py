@@ -7,7 +7,7 @@ with, and exams. Out: features by name. Invariant: each token set is measured on
 |---|---|---|
 | script S | share of its characters that are kanji, hiragana, katakana, latin, digits | characters read |
 | characters a token | exact | tokens read |
-| lexical diversity | MATTR of a sample (corpus/profile.py) | tokens read |
+| lexical diversity | MATTR of a sample (corpus/measures.py) | tokens read |
 | sentence characters | mean length of a sentence in a sample | tokens read |
 | terms per 1000 characters | occurrences of listed medical terms in a sample | characters read |
 
@@ -27,15 +27,17 @@ import numpy as np
 
 from megatron_jmed.corpus.indexed import read_whole_documents
 from megatron_jmed.corpus.manifest import sha256_file
-from megatron_jmed.corpus.profile import ProfileSettings, Terms, load_pieces, load_terms, profile_token_set
+from megatron_jmed.corpus.piece_table import load_pieces
+from megatron_jmed.corpus.profile import ProfileSettings, profile_token_set
 from megatron_jmed.corpus.provenance import attribute
-from megatron_jmed.corpus.tokens import NAME, TokenSet, load_token_set
+from megatron_jmed.corpus.terms import Terms, load_terms
+from megatron_jmed.corpus.token_set import NAME, TokenSet, load_token_set
 from megatron_jmed.errors import CorpusError
 from megatron_jmed.evaluate.exam import load_exam
 from megatron_jmed.evaluate.mixture_runs import ReadSource
 
 CHUNK_TOKENS = 2**22
-SCRIPTS = ("kanji", "hiragana", "katakana", "latin", "digits")  # of corpus/profile.py's; the rest follows from these
+SCRIPTS = ("kanji", "hiragana", "katakana", "latin", "digits")  # of corpus/piece_table.py's; the rest follows from these
 
 
 @dataclass(frozen=True)

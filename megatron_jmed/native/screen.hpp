@@ -1,4 +1,4 @@
-// Can a text hold one of these questions at all? See corpus/decontaminate.py, which judges those that can.
+// Can a text hold one of these questions at all? See corpus/exam_index.py, which judges those that can.
 //
 // In: texts, and the n-grams of all questions with the questions that each belongs to. Out: whether in some piece of the
 // text enough n-grams of one question stand near enough, which every verdict needs. Invariant: a text in which `ExamIndex.find`
@@ -23,7 +23,7 @@ namespace jmed {
 
 constexpr uint64_t kGramBase = 0xF1357AEA2E62A9C5u;
 
-// The questions of one kind of symbol: what `_Table` in corpus/decontaminate.py holds.
+// The questions of one kind of symbol: what `_Table` in corpus/exam_index.py holds.
 class GramTable {
  public:
   // The n-grams of a question in the bucket (a stretch as long as its window) where the last one stood, and before it.

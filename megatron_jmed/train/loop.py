@@ -7,7 +7,7 @@ layout and started again computes what the uninterrupted run would have computed
 from pathlib import Path
 
 from megatron_jmed.config import RunConfig
-from megatron_jmed.corpus.tokens import TokenSet
+from megatron_jmed.corpus.token_set import TokenSet
 from megatron_jmed.data.pretrain import batches, blend_account, build_data, train_batches
 from megatron_jmed.data.replay import documents_of_step
 from megatron_jmed.errors import TrainingError

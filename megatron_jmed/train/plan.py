@@ -194,7 +194,7 @@ def source_lines(config: RunConfig) -> Iterator[str]:
 
 def _token_sets_on_disk(config: RunConfig) -> tuple[dict[str, float], list[str]]:
     try:
-        from megatron_jmed.corpus.tokens import load_token_set
+        from megatron_jmed.corpus.token_set import load_token_set
         from megatron_jmed.data.sources import budget_tokens
     except ModuleNotFoundError as missing:
         return {}, [f"token sets on disk were not looked at ({missing.name} is not installed here); sizes are the declared ones"]

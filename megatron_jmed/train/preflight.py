@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from megatron_jmed.config import RANDOM_INIT, RunConfig, problems, raise_problems
-from megatron_jmed.corpus.tokens import TokenSet
+from megatron_jmed.corpus.token_set import TokenSet
 from megatron_jmed.data.exam_sheet import load_sheet
 from megatron_jmed.data.sources import budget_tokens, load_token_sets
 from megatron_jmed.errors import CheckpointError, ConfigError, CorpusError

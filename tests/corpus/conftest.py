@@ -6,8 +6,8 @@ from pathlib import Path
 import orjson
 import pytest
 
+from megatron_jmed.corpus.token_settings import TokenizeSettings
 from megatron_jmed.corpus.tokenizer import train_tokenizer
-from megatron_jmed.corpus.tokens import TokenizeSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VOCAB_SIZE = 2000

@@ -11,8 +11,9 @@ from scipy.optimize import linprog
 
 from megatron_jmed.config import load_config
 from megatron_jmed.corpus import blend_plan
-from megatron_jmed.corpus.blend import Blend, blend_table, blend_toml, solve_blend, violations
+from megatron_jmed.corpus.blend import Blend, solve_blend, violations
 from megatron_jmed.corpus.blend_plan import Plan, load_plan, load_sources
+from megatron_jmed.corpus.blend_text import blend_table, blend_toml
 from megatron_jmed.corpus.tokens import tokenize
 from megatron_jmed.errors import CorpusError
 

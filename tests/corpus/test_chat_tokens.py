@@ -13,7 +13,7 @@ from megatron_jmed.corpus.chat import Turn, llmjp_template
 from megatron_jmed.corpus.chat_tokens import ChatSettings, tokenize_chat
 from megatron_jmed.corpus.indexed import read_index
 from megatron_jmed.corpus.manifest import load_manifest
-from megatron_jmed.corpus.tokens import load_token_set
+from megatron_jmed.corpus.token_set import load_token_set
 from megatron_jmed.errors import CorpusError
 
 REPO = Path(__file__).parents[2]

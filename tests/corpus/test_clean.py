@@ -10,19 +10,12 @@ import pytest
 import zstandard
 from dirty_texts import Labelled, dirty_texts, good_texts
 
-from megatron_jmed.corpus.clean import (
-    RULES,
-    SPELLING,
-    CleanSettings,
-    Look,
-    clean,
-    clean_document,
-    clean_settings,
-    drop_boilerplate,
-    normalise,
-)
+from megatron_jmed.corpus.boilerplate import drop_boilerplate
+from megatron_jmed.corpus.clean import clean, clean_document, clean_settings
+from megatron_jmed.corpus.clean_rules import RULES, CleanSettings, Look
 from megatron_jmed.corpus.document import Document, read_documents
 from megatron_jmed.corpus.language import find_language
+from megatron_jmed.corpus.spelling import SPELLING, normalise
 from megatron_jmed.corpus.stage import Kept, Removed
 from megatron_jmed.errors import CorpusError
 

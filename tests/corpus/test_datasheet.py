@@ -75,7 +75,7 @@ def test_sets_described_apart_give_the_same_sheet(token_sets, describing, tmp_pa
     assert describe(token_sets, tmp_path / "sheet", describing(), shard=(1, 2)) is None
     assert not (tmp_path / "sheet" / "manifest.json").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(datasheet, "_describe_set", None)  # nothing is left to do
+        patch.setattr(datasheet, "describe_set", None)  # nothing is left to do
         describe(token_sets, tmp_path / "sheet", describing())
     for name in OUTPUT_NAMES:
         assert (tmp_path / "sheet" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -15,19 +15,12 @@ import numpy as np
 import orjson
 import pytest
 
-from megatron_jmed.corpus.decontaminate import (
-    GRAM_BASE,
-    PIECE_CHARACTERS,
-    ExamIndex,
-    ExamText,
-    decontaminate,
-    exam_texts,
-    gram_hashes,
-    merge_decontaminated,
-    symbol_codes,
-)
+from megatron_jmed.corpus.decontaminate import decontaminate, merge_decontaminated
 from megatron_jmed.corpus.document import read_documents
+from megatron_jmed.corpus.exam_index import PIECE_CHARACTERS, ExamIndex
+from megatron_jmed.corpus.exam_texts import ExamText, exam_texts
 from megatron_jmed.corpus.manifest import load_manifest
+from megatron_jmed.corpus.symbols import GRAM_BASE, gram_hashes, symbol_codes
 from megatron_jmed.errors import CorpusError
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "decontaminate_corpus.py"

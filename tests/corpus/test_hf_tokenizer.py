@@ -10,8 +10,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from megatron_jmed.convert.tokenizer import write_tokenizer
 from megatron_jmed.corpus.document import read_documents
 from megatron_jmed.corpus.indexed import read_index
+from megatron_jmed.corpus.token_set import load_token_set
 from megatron_jmed.corpus.tokenizer import build_encoder
-from megatron_jmed.corpus.tokens import load_token_set, tokenize
+from megatron_jmed.corpus.tokens import tokenize
 from megatron_jmed.errors import CorpusError
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from megatron_jmed.corpus.clean import CleanSettings, clean
+from megatron_jmed.corpus.clean import clean
+from megatron_jmed.corpus.clean_rules import CleanSettings
 from megatron_jmed.corpus.dedup import DedupSettings, dedup
 from megatron_jmed.corpus.duplicates import Forest
 from megatron_jmed.corpus.manifest import MANIFEST_NAME, sha256_file

@@ -9,22 +9,13 @@ import orjson
 import pytest
 import sentencepiece
 
-from megatron_jmed.corpus import profile
+from megatron_jmed.corpus import piece_counts, profile
 from megatron_jmed.corpus.document import read_documents
 from megatron_jmed.corpus.indexed import read_index
-from megatron_jmed.corpus.profile import (
-    SCRIPTS,
-    ProfileSettings,
-    Terms,
-    choose_documents,
-    lexical_diversity,
-    load_terms,
-    profile_token_set,
-    script_of,
-    sentence_lengths,
-    sentences,
-    term_coverage,
-)
+from megatron_jmed.corpus.measures import lexical_diversity, sentence_lengths, sentences
+from megatron_jmed.corpus.piece_table import SCRIPTS, script_of
+from megatron_jmed.corpus.profile import ProfileSettings, choose_documents, profile_token_set
+from megatron_jmed.corpus.terms import Terms, load_terms, term_coverage
 from megatron_jmed.corpus.tokens import tokenize
 from megatron_jmed.errors import CorpusError
 
@@ -62,7 +53,7 @@ def decoded(bin_path, tokenizer) -> list[str]:
 
 @pytest.mark.parametrize("chunk_tokens", [1, 50, 2**21])
 def test_counts_equal_those_of_decoded_text(odd_set, tokenizer, monkeypatch, chunk_tokens):
-    monkeypatch.setattr(profile, "CHUNK_TOKENS", chunk_tokens)
+    monkeypatch.setattr(piece_counts, "CHUNK_TOKENS", chunk_tokens)
     texts = decoded(odd_set, tokenizer)
     groups = np.arange(len(texts), dtype=np.int16) % 3
     found = profile_token_set(odd_set, tokenizer, groups, ["ja", "ja", "en"], Terms(), ProfileSettings())

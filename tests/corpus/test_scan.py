@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from megatron_jmed.corpus import clean, language, scan
+from megatron_jmed.corpus import boilerplate, language, scan, spelling
 from megatron_jmed.corpus.privacy import FOLD
 from megatron_jmed.corpus.privacy_scan import DIGITS
 
@@ -44,7 +44,7 @@ def test_the_core_counts_what_the_patterns_count() -> None:
 @pytest.mark.parametrize("of", ["letters", "spaces", "words", "digits", "others", "controls", "nfc"])
 def test_a_set_has_its_members_on_every_plane(of: str) -> None:
     of = {"letters": language.LETTERS, "spaces": r"\s", "words": r"\w", "digits": r"\d", "others": "[^A-Za-z]",
-          "controls": clean.CONTROLS.pattern, "nfc": clean._not_surely_nfc()}[of]
+          "controls": spelling.CONTROLS.pattern, "nfc": spelling._not_surely_nfc()}[of]
     of = of.removesuffix("+")
     number = sum(len(match[0]) for match in re.finditer(f"{of}+", EVERY_CODE_POINT))
     assert scan.counter({"found": of})(EVERY_CODE_POINT).found == number > 0
@@ -97,13 +97,13 @@ def test_a_spelling_step_is_left_out_only_where_it_changes_nothing() -> None:
     for _ in range(20_000):
         text = "".join(source.choices(alphabet, k=source.randrange(12)))
         every_step = text
-        for change in clean.SPELLING.values():
+        for change in spelling.SPELLING.values():
             every_step = change(every_step)
-        assert clean.normalise(text)[0] == every_step, ascii(text)
+        assert spelling.normalise(text)[0] == every_step, ascii(text)
 
 
 def test_every_character_that_composes_or_decomposes_is_doubted() -> None:
-    doubted = set(scan.characters_of(clean._not_surely_nfc()))
+    doubted = set(scan.characters_of(spelling._not_surely_nfc()))
     for one in EVERY_CODE_POINT[:0xD800] + EVERY_CODE_POINT[0xE000:]:
         if one not in doubted:
             assert unicodedata.is_normalized("NFC", one) and not unicodedata.combining(one)
@@ -116,20 +116,20 @@ def test_every_character_that_composes_or_decomposes_is_doubted() -> None:
 
 
 def test_case_is_that_of_the_patterns() -> None:
-    for letter, alike in clean.LETTERS_ALIKE.items():
+    for letter, alike in boilerplate.LETTERS_ALIKE.items():
         assert set(re.findall(letter, EVERY_CODE_POINT, re.IGNORECASE)) == set(alike)
 
 
 def test_a_line_that_a_boilerplate_pattern_matches_holds_one_of_its_words() -> None:
     source = random.Random(9)
-    for pattern, words in clean.BOILERPLATE.items():
-        spelled, alone, matched = re.compile(pattern, re.IGNORECASE), scan.finder([words], clean.LETTERS_ALIKE), 0
+    for pattern, words in boilerplate.BOILERPLATE.items():
+        spelled, alone, matched = re.compile(pattern, re.IGNORECASE), scan.finder([words], boilerplate.LETTERS_ALIKE), 0
         for _ in range(400):
             line = example_of(pattern, source)
             if spelled.fullmatch(line):
                 matched += 1
                 assert alone(line)[0], line
-                assert clean.drop_boilerplate(f"咳\n{line}\n熱") == ("咳\n熱", 1), line
+                assert boilerplate.drop_boilerplate(f"咳\n{line}\n熱") == ("咳\n熱", 1), line
         assert matched > 100, pattern
 
 

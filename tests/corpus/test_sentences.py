@@ -17,16 +17,17 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 from megatron.core.datasets.utils import Split
 
-from megatron_jmed.corpus import indexed, reader, sentences, token_progress, tokens
+from megatron_jmed.corpus import indexed, reader, sentences, token_encoding, token_progress
 from megatron_jmed.corpus.datasheet import DescribeSettings, describe
 from megatron_jmed.corpus.document import read_documents
 from megatron_jmed.corpus.indexed import TokenWriter, read_index, read_whole_documents, write_index
 from megatron_jmed.corpus.manifest import MANIFEST_NAME, load_manifest, sha256_file
 from megatron_jmed.corpus.part_folders import PARTS
 from megatron_jmed.corpus.sentences import load_splitter, split_english, split_japanese, split_sentences
+from megatron_jmed.corpus.token_set import load_token_set
 from megatron_jmed.corpus.token_shards import merge_token_shards
 from megatron_jmed.corpus.tokenizer import build_encoder
-from megatron_jmed.corpus.tokens import load_token_set, tokenize
+from megatron_jmed.corpus.tokens import tokenize
 from megatron_jmed.errors import CorpusError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -275,7 +276,7 @@ def test_splitting_runs_in_processes(split, settings) -> None:
     """Patterns hold the interpreter's lock, so threads would wait for each other."""
     for words, by_threads in ((split(workers=2), False), (settings(workers=2), True)):
         encoder = build_encoder(words.tokenizer, True, True, "auto", "float")
-        with tokens._executor(words, encoder, lambda: "") as (pool, _):
+        with token_encoding._executor(words, encoder, lambda: "") as (pool, _):
             assert isinstance(pool, ThreadPoolExecutor) == (by_threads and encoder.engine == "native")
 
 

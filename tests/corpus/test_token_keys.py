@@ -10,7 +10,8 @@ import pytest
 
 from megatron_jmed.corpus.manifest import MANIFEST_NAME, load_manifest, sha256_file
 from megatron_jmed.corpus.token_keys import merge_token_keys, tokenize_keys
-from megatron_jmed.corpus.tokens import load_token_set, tokenize
+from megatron_jmed.corpus.token_set import load_token_set
+from megatron_jmed.corpus.tokens import tokenize
 from megatron_jmed.errors import CorpusError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

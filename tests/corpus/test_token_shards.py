@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_jmed.corpus import indexed, reader, token_progress, tokens
+from megatron_jmed.corpus import indexed, reader, token_encoding, token_progress, tokens
 from megatron_jmed.corpus.manifest import MANIFEST_NAME, Manifest, load_manifest, sha256_file
 from megatron_jmed.corpus.part_folders import PARTS
 from megatron_jmed.corpus.reader import find_source
 from megatron_jmed.corpus.shards import MERGED, file_range, merge_shards
 from megatron_jmed.corpus.stage import run_stage
+from megatron_jmed.corpus.token_set import load_token_set
 from megatron_jmed.corpus.token_shards import merge_token_shards
-from megatron_jmed.corpus.tokens import load_token_set, tokenize
+from megatron_jmed.corpus.tokens import tokenize
 from megatron_jmed.errors import CorpusError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -241,14 +242,15 @@ def test_goes_on_where_it_was(num_batches, workers, small_batches, source, setti
         load_token_set(target)
     saved = json.loads((target / PARTS / "progress.json").read_text())
     encoded = []
-    monkeypatch.setattr(tokens, "_encode", lambda batch, *words, real=tokens._encode: encoded.append(batch) or real(batch, *words))
+    real = token_encoding._encode
+    monkeypatch.setattr(token_encoding, "_encode", lambda batch, *words: encoded.append(batch) or real(batch, *words))
     patched(float("inf"))
     resumed = tokenize(source, target, settings(max_bad=101))
     assert f"{saved['documents']:,} documents were tokenised by an earlier run" in capsys.readouterr().err
     num_resumed = len(encoded)
     whole = tokenize(source, tmp_path / "whole", settings(max_bad=101))
     num_whole = len(encoded) - num_resumed
-    behind = 1 if workers == 1 else 2 + tokens.BATCHES_PER_WORKER * workers
+    behind = 1 if workers == 1 else 2 + token_encoding.BATCHES_PER_WORKER * workers
     assert num_whole - num_batches <= num_resumed <= num_whole - num_batches + behind, "what was saved is not encoded again"
     assert as_compared(resumed) == as_compared(whole)
     assert hashes(target) == hashes(tmp_path / "whole"), "and .parts is gone"

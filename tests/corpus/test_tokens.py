@@ -19,8 +19,9 @@ from megatron_jmed.corpus import indexed, reader, token_progress
 from megatron_jmed.corpus.document import read_documents
 from megatron_jmed.corpus.indexed import token_dtype, write_index
 from megatron_jmed.corpus.manifest import load_manifest, sha256_file
+from megatron_jmed.corpus.token_set import load_token_set
 from megatron_jmed.corpus.tokenizer import CONTROL_PIECES, train_tokenizer
-from megatron_jmed.corpus.tokens import load_token_set, tokenize
+from megatron_jmed.corpus.tokens import tokenize
 from megatron_jmed.errors import CorpusError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -320,7 +321,7 @@ def test_workers_end_when_the_parent_is_killed(texts_ja, tokenizer, tmp_path) ->
     script.write_text(
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from megatron_jmed.corpus import token_progress, tokens\n"
+        "from megatron_jmed.corpus import token_progress, token_settings, tokens\n"
         "def endless(*_, **__):\n"
         "    from megatron_jmed.corpus.reader import RawBatch\n"
         "    while True:\n"
@@ -328,7 +329,7 @@ def test_workers_end_when_the_parent_is_killed(texts_ja, tokenizer, tmp_path) ->
         "        yield RawBatch('a.jsonl', 1, 'jsonl', b'{\"text\": \"x\"}', 0)\n"
         "if __name__ == '__main__':\n"
         "    token_progress.read_batches = endless\n"
-        "    tokens.tokenize(sys.argv[1], sys.argv[2], tokens.TokenizeSettings(\n"
+        "    tokens.tokenize(sys.argv[1], sys.argv[2], token_settings.TokenizeSettings(\n"
         "        Path(sys.argv[3]), workers=2, progress=False, engine='sentencepiece'))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

@@ -21,8 +21,9 @@ from megatron_jmed.corpus.document import read_documents
 from megatron_jmed.corpus.manifest import load_manifest
 from megatron_jmed.corpus.provenance import follow_chain
 from megatron_jmed.corpus.shards import merge_shards
+from megatron_jmed.corpus.token_set import load_token_set
 from megatron_jmed.corpus.token_shards import merge_token_shards
-from megatron_jmed.corpus.tokens import load_token_set, tokenize
+from megatron_jmed.corpus.tokens import tokenize
 from megatron_jmed.corpus.translate import TranslateSettings, translate
 from megatron_jmed.corpus.translate_pieces import cut, join
 from megatron_jmed.corpus.translate_quality import Answer, Bounds, copied_share, find_problem

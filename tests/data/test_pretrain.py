@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import megatron_jmed.parallel  # noqa: F401  (the CPU patches come before Megatron-Core)
-from megatron_jmed.corpus.tokens import TokenizeSettings, tokenize
+from megatron_jmed.corpus.token_settings import TokenizeSettings
+from megatron_jmed.corpus.tokens import tokenize
 from megatron_jmed.data.pretrain import _RankSequences, batches, blend_account, build_data, train_batches
 from megatron_jmed.data.sources import load_token_sets
 from megatron_jmed.errors import CorpusError

@@ -10,9 +10,10 @@ import pytest
 
 from megatron_jmed.corpus.datasheet import DescribeSettings, describe
 from megatron_jmed.corpus.document import read_documents
-from megatron_jmed.corpus.profile import load_pieces
+from megatron_jmed.corpus.piece_table import load_pieces
+from megatron_jmed.corpus.token_settings import TokenizeSettings
 from megatron_jmed.corpus.tokenizer import train_tokenizer
-from megatron_jmed.corpus.tokens import TokenizeSettings, tokenize
+from megatron_jmed.corpus.tokens import tokenize
 from megatron_jmed.errors import CorpusError, ExamError
 from megatron_jmed.evaluate.cloze import held_out, make_cloze
 from megatron_jmed.evaluate.exam import load_exam

@@ -22,8 +22,10 @@ from sentencepiece import sentencepiece_model_pb2  # noqa: E402
 
 from megatron_jmed.corpus import tokenizer as tokenizer_module  # noqa: E402
 from megatron_jmed.corpus.document import read_documents  # noqa: E402
+from megatron_jmed.corpus.token_set import load_token_set  # noqa: E402
+from megatron_jmed.corpus.token_settings import TokenizeSettings  # noqa: E402
 from megatron_jmed.corpus.tokenizer import FAMILIES, Encoder  # noqa: E402
-from megatron_jmed.corpus.tokens import TokenizeSettings, load_token_set, tokenize  # noqa: E402
+from megatron_jmed.corpus.tokens import tokenize  # noqa: E402
 from megatron_jmed.errors import CorpusError  # noqa: E402
 from megatron_jmed.native import NativeUnavailable, check_ids, load_unigram, sums_in_double  # noqa: E402
 

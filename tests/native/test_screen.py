@@ -14,10 +14,13 @@ if not hasattr(native._core, "Screen"):
 
 from test_signing import CORPORA, random_texts  # noqa: E402
 
-from megatron_jmed.corpus import decontaminate  # noqa: E402
+from megatron_jmed.corpus import exam_index  # noqa: E402
 from megatron_jmed.corpus.code_map import all_characters  # noqa: E402
-from megatron_jmed.corpus.decontaminate import ExamIndex, ExamText, Hit, Rule, exam_texts, symbol_codes  # noqa: E402
 from megatron_jmed.corpus.document import read_documents  # noqa: E402
+from megatron_jmed.corpus.exam_index import ExamIndex  # noqa: E402
+from megatron_jmed.corpus.exam_question import Hit, Rule  # noqa: E402
+from megatron_jmed.corpus.exam_texts import ExamText, exam_texts  # noqa: E402
+from megatron_jmed.corpus.symbols import symbol_codes, symbol_map  # noqa: E402
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from decontamination import FORMS, planted  # noqa: E402
@@ -40,7 +43,7 @@ def parts(codes: str) -> list[str]:
 
 def sure_and_same(texts: list[str]) -> list[bool]:
     """Whether the core is sure of each text; then it must have Python's symbols."""
-    mapped = decontaminate._symbol_map().map(texts)
+    mapped = symbol_map().map(texts)
     for text, found in zip(texts, mapped, strict=True):
         if found is not None:
             wanted = symbol_codes(text).astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
@@ -148,7 +151,7 @@ def test_real_texts_with_and_without_questions(shared_data, index, name):
 
 
 def test_without_the_core_every_text_is_looked_at(monkeypatch):
-    monkeypatch.setattr(decontaminate, "_symbol_map", lambda: None)
+    monkeypatch.setattr(exam_index, "symbol_map", lambda: None)
     stem, choices = "心筋梗塞の患者に初めに行う検査はどれか選びなさい", ("心電図", "採血検査", "胸部単純撮影", "聴診", "問診")
     index = ExamIndex([ExamText("q", "original", stem, choices)])
     assert index.may_hold(["a", ""]).tolist() == [True, True]

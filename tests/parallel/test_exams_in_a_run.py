@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_jmed.corpus.tokens import load_token_set
+from megatron_jmed.corpus.token_set import load_token_set
 from megatron_jmed.data.exam_sheet import load_sheet
 from megatron_jmed.errors import CorpusError
 from megatron_jmed.evaluate.score import load_scores
