@@ -22,9 +22,10 @@ from megatron_jmed.model.build import build_data_parallel_model
 from megatron_jmed.parallel import device, read_world, start_groups, stop_groups
 from megatron_jmed.run_folder import RunFolder
 from megatron_jmed.train.beginning import Beginning
-from megatron_jmed.train.monitor import Monitor, StopRequest
+from megatron_jmed.train.monitor import Monitor
 from megatron_jmed.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 from megatron_jmed.train.step import Stepper
+from megatron_jmed.train.stop import StopRequest
 
 BLOCKS, STEPS_A_BLOCK = 16, 4
 

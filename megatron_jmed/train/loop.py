@@ -18,10 +18,11 @@ from megatron_jmed.run_folder import RunFolder
 from megatron_jmed.train.alarms import UpdateGuard, why_end
 from megatron_jmed.train.beginning import restore
 from megatron_jmed.train.exams import Exams
-from megatron_jmed.train.monitor import Monitor, StopRequest
+from megatron_jmed.train.monitor import Monitor
 from megatron_jmed.train.optimizer import build_optimizer, learning_rate
 from megatron_jmed.train.saver import Saver
 from megatron_jmed.train.step import Stepper
+from megatron_jmed.train.stop import StopRequest
 from megatron_jmed.train.watch import Watchdog
 
 

@@ -1,14 +1,13 @@
-"""What is written down about every step, and what tells the loop to stop.
+"""What is written down about every step.
 
-In: the numbers a step returns. Out: RUN/metrics.jsonl (one JSON object a line, always), TensorBoard and wandb when
-asked, and a line on the terminal with rate and time left. Only rank 0 writes; on the others a Monitor does nothing.
+In: the numbers a step returns. Out: a record of them (metrics.py), alarms, a line on the terminal with rate and time left,
+RUN/run.json. Only rank 0 writes; on the others a Monitor does nothing.
 """
 
 import contextlib
 import json
 import math
 import platform
-import signal
 import sys
 import time
 import uuid
@@ -16,49 +15,19 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from megatron_jmed.config import RunConfig, save_config
 from megatron_jmed.corpus.manifest import code_version
 from megatron_jmed.model.precision import emulation_note
-from megatron_jmed.parallel import JOB_SIGNALS, World, gpu_name
+from megatron_jmed.parallel import World, gpu_name
 from megatron_jmed.run_folder import RunFolder, write_json
-from megatron_jmed.train.alarms import BATCH_ALARMS, Alarm, Record, check, recent
+from megatron_jmed.train.alarms import BATCH_ALARMS, Alarm, check, recent
 from megatron_jmed.train.beginning import Beginning
 from megatron_jmed.train.estimate import flops_a_token
 from megatron_jmed.train.machine import peak_tflops
+from megatron_jmed.train.metrics import Metrics, read_records
 from megatron_jmed.train.screen import Screen
 from megatron_jmed.train.step import StepNumbers
-
-
-class StopRequest:
-    """Has somebody asked this process to save and end? A signal (TERM, USR1, USR2, Ctrl-C) or the file RUN/stop."""
-
-    def __init__(self, folder: RunFolder, world: World):
-        self._file = folder.stop if world.rank == 0 else None  # one rank asks the shared disk, and tells the others
-        self._signal, self.is_alarm = "", False
-        for number in JOB_SIGNALS:
-            signal.signal(number, self._remember)
-
-    def _remember(self, number: int, _frame) -> None:
-        self._signal = signal.Signals(number).name
-
-    def reason(self) -> str:
-        """Why to stop, or an empty string."""
-        if self._signal:
-            return self._signal
-        return "stop file" if self._file and self._file.exists() else ""
-
-    def note_alarms(self, alarms: list[Alarm]) -> None:
-        """An alarm whose action is to stop is a request, too, unless somebody else has asked."""
-        for alarm in alarms:
-            if alarm.action == "stop" and not self.reason():
-                self._signal, self.is_alarm = f"alarm {alarm.name} at step {alarm.step}", True
-
-    def ignore_from_now_on(self) -> None:
-        """While Python shuts down it resets handlers to the deadly default; a late signal must not fail a saved run."""
-        for number in JOB_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
 
 
 class Monitor:
@@ -79,12 +48,9 @@ class Monitor:
             marker.unlink(missing_ok=True)
         save_config(config, folder.config)
         _append_start(folder, world, config, beginning.step)
-        _drop_records_after(folder.metrics, beginning.step)
-        self.history.extend(recent(_records(folder.metrics), config.watch))
+        self._metrics = Metrics(config, folder, beginning.step)
+        self.history.extend(recent(read_records(folder.metrics), config.watch))
         self._screen = Screen(config, sys.stdout)
-        self._metrics = open(folder.metrics, "a", encoding="utf-8", buffering=1)
-        self._tensorboard = _open_tensorboard(config, folder, beginning.step) if config.log.tensorboard else None
-        self._wandb = _open_wandb(config, folder) if config.log.wandb_project else None
         print(_first_line(config, world), *beginning.contract, sep="\n", flush=True)
 
     def record_step(self, step: int, lr: float, numbers: StepNumbers) -> list[Alarm]:
@@ -111,7 +77,7 @@ class Monitor:
             "expert_load": numbers.expert_load,
             "router_z": numbers.router_z,
         } | ({"skipped_in_a_row": numbers.skipped_in_a_row} if numbers.skipped_in_a_row else {})
-        self._write(record)
+        self._metrics.write(record)
         self.history.append(record)
         left = _clock((self._config.num_steps - step) * seconds)
         if self._screen.is_live:
@@ -124,7 +90,7 @@ class Monitor:
 
     def _raise(self, alarm: Alarm) -> Alarm:
         record = {"step": alarm.step, "tokens": alarm.step * self._config.tokens_per_step, "alarm": alarm._asdict()}
-        self._write(record)
+        self._metrics.write(record)
         self.history.append(record)
         self._screen.say(f"ALARM {alarm.name} ({alarm.action}) at step {alarm.step}: {alarm.sentence}", alarm=alarm.name)
         if alarm.name in BATCH_ALARMS and self._documents_of_step:
@@ -141,7 +107,7 @@ class Monitor:
 
     def _record_skip(self, step: int, lr: float) -> list[Alarm]:
         """A skipped step has no loss, and raises no alarm. `tokens` is where in the schedule the run is, as in every line."""
-        self._write({"step": step, "tokens": step * self._config.tokens_per_step, "lr": lr, "skipped": True})
+        self._metrics.write({"step": step, "tokens": step * self._config.tokens_per_step, "lr": lr, "skipped": True})
         self._screen.say(f"step {step}/{self._config.num_steps}  skipped (data.skip_steps)")
         return []
 
@@ -151,7 +117,7 @@ class Monitor:
             by_source = numbers.loss_by_source
             weights = {source.name: source.weight for source in self._config.data.blend if source.name in by_source}
             blended = math.fsum(weights[name] * by_source[name] for name in weights) / math.fsum(weights.values())
-            self._write({"step": step, "tokens": step * self._config.tokens_per_step,
+            self._metrics.write({"step": step, "tokens": step * self._config.tokens_per_step,
                          "valid_loss": {"all": blended, **by_source}})
             details = "  ".join(f"{name} {loss:.4f}" for name, loss in by_source.items())
             self._screen.say(f"step {step}/{self._config.num_steps}  validation loss {blended:.4f}  ({details})")
@@ -160,7 +126,7 @@ class Monitor:
     def record_save(self, step: int, target: Path, stall_seconds: float, seconds: float) -> None:
         """One line of metrics about a checkpoint that is whole: how long the loop waited, and how long it took."""
         if self._is_writer:
-            self._write({"step": step, "tokens": step * self._config.tokens_per_step,
+            self._metrics.write({"step": step, "tokens": step * self._config.tokens_per_step,
                          "save": {"stall_seconds": stall_seconds, "seconds": seconds}})
             self._screen.say(f"saved {target}  ({seconds:.1f} s, of which the training waited {stall_seconds:.1f} s)")
 
@@ -173,11 +139,6 @@ class Monitor:
         if not self._is_writer:
             return
         self._metrics.close()
-        if self._tensorboard:
-            self._tensorboard.close()
-        if self._wandb:
-            self._wandb.finish()
-            _wait_for_wandb()
         is_done = step == self._config.num_steps
         reason = stop_reason or "asked by another rank"
         if is_done:
@@ -194,16 +155,6 @@ class Monitor:
         now = time.perf_counter()
         seconds, self._lap = now - self._lap, now
         return seconds
-
-    def _write(self, numbers: dict[str, Any]) -> None:
-        self._metrics.write(json.dumps(_finite(numbers)) + "\n")
-        scalars = _flat_scalars(numbers)
-        if self._tensorboard:
-            for name, value in scalars.items():
-                self._tensorboard.add_scalar(name, value, numbers["tokens"])
-        if self._wandb:
-            self._wandb.log(scalars, step=numbers["step"])
-
 
 def _append_start(folder: RunFolder, world: World, config: RunConfig, step: int) -> None:
     """RUN/run.json: one entry each time the run was started, with what started it."""
@@ -234,91 +185,6 @@ def _first_line(config: RunConfig, world: World) -> str:
     note = emulation_note(config.precision)
     return (f"{config.name}: {config.num_steps} steps of {config.tokens_per_step:,} tokens on {world.size} rank(s), "
             f"run folder {config.run_folder}{note and f', {note}'}")
-
-
-def _records(path: Path) -> list[Record]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def _drop_records_after(path: Path, step: int) -> None:
-    """A run that resumes at `step` writes the later steps again: their old lines move to metrics.dropped.jsonl."""
-    if not path.exists():
-        return
-    kept, dropped = [], []
-    text = path.read_text(encoding="utf-8")
-    for line in text.splitlines():
-        try:
-            is_later = json.loads(line)["step"] > step
-        except (ValueError, KeyError):
-            is_later = True  # half a line: the writer was killed
-        (dropped if is_later else kept).append(line + "\n")
-    if dropped:
-        with open(path.with_name("metrics.dropped.jsonl"), "a", encoding="utf-8") as stream:
-            stream.writelines(dropped)
-    elif text.endswith("\n") or not text:
-        return
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)
-
-
-def _open_tensorboard(config: RunConfig, folder: RunFolder, step: int):
-    """TensorBoard's writer; what a run that ended badly wrote after `step` is taken back, so that the curve stays one."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=step * config.tokens_per_step + 1 if step else None)
-
-
-def _open_wandb(config: RunConfig, folder: RunFolder):
-    """wandb's run of this run folder: the same one at every start, so that the curve stays one."""
-    import wandb
-
-    return wandb.init(
-        id=json.loads(folder.run.read_text(encoding="utf-8"))["wandb_id"],
-        resume="allow",
-        project=config.log.wandb_project,
-        name=config.name,
-        dir=str(folder.path),
-        mode=config.log.wandb_mode,
-        config=config.model_dump(mode="json"),
-    )
-
-
-def _wait_for_wandb() -> None:
-    """`finish` of an offline run returns before its file is whole (wandb 0.31); the end of its service does not."""
-    import wandb
-
-    wandb.teardown()
-
-
-def _flat_scalars(numbers: dict[str, Any]) -> dict[str, float]:
-    """The numbers as wandb and TensorBoard want them: no nesting, and of the layers the worst: imbalance, entropy, router z."""
-    flat = {}
-    for name, value in numbers.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}/{key}": inner for key, inner in value.items()}
-        elif isinstance(value, int | float):
-            flat[name] = value
-    if numbers.get("expert_load"):
-        flat["expert_load_max_over_mean"] = max(max(layer) * len(layer) for layer in numbers["expert_load"])
-        flat["expert_load_entropy"] = min(map(_entropy, numbers["expert_load"]))
-    if numbers.get("router_z"):
-        flat["router_z"] = max(numbers["router_z"])
-    return flat
-
-
-def _entropy(shares: list[float]) -> float:
-    """Of shares that add up to 1, as a part of the largest possible: 1 is perfect balance, 0 one expert for all."""
-    return -math.fsum(share * math.log(share) for share in shares if share > 0) / math.log(max(2, len(shares)))
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: a number that is not finite is written as a string."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return value
 
 
 def _clock(seconds: float) -> str:

@@ -12,8 +12,9 @@ from megatron_jmed.config import load_config
 from megatron_jmed.parallel import World
 from megatron_jmed.run_folder import RunFolder
 from megatron_jmed.train.beginning import Beginning
-from megatron_jmed.train.monitor import Monitor, StopRequest
+from megatron_jmed.train.monitor import Monitor
 from megatron_jmed.train.step import StepNumbers
+from megatron_jmed.train.stop import StopRequest
 
 BLEND = 'data.blend=[{name="ja", path="ja", weight=1}, {name="en", path="en", weight=3}]'
 LOAD = [[0.75, 0.25], [0.5, 0.5]]
