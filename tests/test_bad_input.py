@@ -11,6 +11,8 @@ from megatron_jmed.errors import run_tool
 from megatron_jmed.run_folder import CheckpointState, RunFolder, begin_checkpoint, finish_checkpoint
 from megatron_jmed.train.__main__ import main
 
+ALONE = "parallel.ep=1"
+
 
 @pytest.fixture
 def folder(token_folder, tmp_path, monkeypatch) -> Path:
@@ -37,12 +39,15 @@ def refusal(monkeypatch, capsys):
     return refused
 
 
-ALONE = "parallel.ep=1"
-
-
 def test_unknown_recipe(refusal):
     message = refusal("tinny")
     assert "unknown recipe 'tinny', did you mean 'tiny'" in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize("ranks", ["0", "-2"])
+def test_a_dry_run_of_no_ranks_is_no_training(folder, refusal, ranks):
+    assert f"--dry-run {ranks}: a number of ranks begins at 1" in refusal("tiny", ALONE, "--dry-run", ranks)
+    assert not (folder / "runs/tiny/config.json").exists()
 
 
 def test_misspelt_field(refusal):

@@ -36,7 +36,7 @@ def import_weights(source: Weights, target: Path, workers: int | None = None) ->
     check_is_not_finished(target)
     state = CheckpointState(step=0, tokens=0, model=source.model, has_optimizer=False, code_version=code_version(),
                             source=source.name)
-    write_checkpoint(target, source, state, workers or default_workers(source.model, source.dtype))
+    write_checkpoint(target, source, state, num_workers(workers, source.model, source.dtype))
     return source.model
 
 
@@ -65,7 +65,7 @@ def export_weights(source: Weights, target: Path, tokenizer: Path | None = None,
     partial = target.with_name(target.name + ".partial")
     template = {"chat_template": chat_template.source} if chat_template else {}
     begin_parts(partial, {"of": source.identity, "dtype": str(out_dtype), "style": style, **template})
-    checksums = write_safetensors(partial, source, out_dtype, workers or default_workers(model, out_dtype), style)
+    checksums = write_safetensors(partial, source, out_dtype, num_workers(workers, model, out_dtype), style)
     assert set(checksums) == hf_names(model), "every tensor is written exactly once"
     _write_small_files(partial, source, tokenizer, out_dtype)
     if chat_template:
@@ -100,6 +100,13 @@ def memory_bound_bytes(model: ModelConfig, dtype: torch.dtype, workers: int) -> 
     """The most memory that a conversion needs: base + workers x 3 x the largest slice (the embedding, or an expert's fc1)."""
     largest = max(torch.Size(row.slice_shape(model, padded_vocabulary(model))).numel() for row in rows(model))
     return _BASE_BYTES + workers * _SLICES_A_WORKER * largest * dtype.itemsize
+
+
+def num_workers(asked: int | None, model: ModelConfig, dtype: torch.dtype) -> int:
+    """The threads asked for, or `default_workers`; CheckpointError for fewer than one."""
+    if asked is not None and asked < 1:
+        raise CheckpointError(f"--workers {asked}: at least 1 must do the work")
+    return asked or default_workers(model, dtype)
 
 
 def default_workers(model: ModelConfig, dtype: torch.dtype) -> int:
