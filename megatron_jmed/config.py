@@ -226,7 +226,7 @@ class RunConfig(Section):
     Adam's moments, too."""
 
     name: str
-    run_folder: str
+    run_folder: str = Field(min_length=1)
     init: str
     init_moments: bool = False
     seed: int = 1234

@@ -47,6 +47,7 @@ _DISK_REFUSALS = {
     errno.EROFS: "name a path on a disk that can be written",
     errno.ENOSPC: "make room, or name another disk; then run the same command again",
     errno.EDQUOT: "make room or raise the quota; then run the same command again",
+    errno.EEXIST: "a file stands where a folder should be; name another path",
     errno.ENOTDIR: "a part of the path is a file; name a folder there",
     errno.EISDIR: "name a file, not a folder",
     errno.ENAMETOOLONG: "give a shorter name",

@@ -1,5 +1,6 @@
 """A user's mistake: one clear line on stderr, exit code 2, and no process group was started."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 from megatron_jmed.config import load_config, recipe_config, save_config
+from megatron_jmed.corpus.tokens import load_token_set
+from megatron_jmed.data.exam_sheet import FORMAT
 from megatron_jmed.errors import run_tool
 from megatron_jmed.run_folder import CheckpointState, RunFolder, begin_checkpoint, finish_checkpoint
 from megatron_jmed.train.__main__ import main
@@ -147,6 +150,27 @@ def test_hardware_that_is_not_there(folder, refusal):
         pytest.skip("this machine has a GPU")
     message = refusal("tiny", ALONE, "precision.compute=fp8", "precision.backend=te", "precision.fp8_wgrad=true")
     assert "needs a CUDA GPU" in message
+
+
+def test_a_folder_of_something_else_keeps_its_config(folder, refusal):
+    Path("hf").mkdir()
+    Path("hf/config.json").write_text('{"model_type": "mixtral"}')
+    message = refusal("tiny", ALONE, "run_folder=hf")
+    assert "run_folder=hf: its config.json is not a run's, and would be written over" in message
+    assert Path("hf/config.json").read_text() == '{"model_type": "mixtral"}'
+
+
+def test_a_run_has_a_folder(refusal):
+    assert "run_folder=''" in refusal("tiny", "run_folder=''")
+
+
+def test_two_sheets_of_one_name(folder, refusal):
+    sha256 = load_token_set("runs/tiny/tokens/texts_ja").tokenizer_sha256
+    header = json.dumps({"format": FORMAT, "name": "exam", "tokenizer_sha256": sha256})
+    for name in ("a.jsonl", "b.jsonl"):
+        Path(name).write_text(header + '\n{"prefix": [1], "continuations": [[5], [6]]}\n')
+    message = refusal("tiny", ALONE, 'exams.sheets=["a.jsonl", "b.jsonl"]', "exams.every_tokens=2048")
+    assert "exam sheets a.jsonl and b.jsonl are both called 'exam'" in message and message.count("\n") == 1
 
 
 def test_all_problems_are_named_at_once(folder, refusal):
