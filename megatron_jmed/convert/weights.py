@@ -60,8 +60,8 @@ def export_weights(source: Weights, target: Path, tokenizer: Path | None = None,
     """
     _check_is_free(target)
     model, out_dtype = source.model, DTYPES[dtype] if dtype else source.dtype
-    if tokenizer and (pieces := num_pieces(tokenizer)) > model.vocab_size:
-        raise CheckpointError(f"{tokenizer} has {pieces} pieces, more than the model's {model.vocab_size}: not its tokenizer")
+    if tokenizer:
+        _check_tokenizer(tokenizer, model)
     partial = target.with_name(target.name + ".partial")
     template = {"chat_template": chat_template.source} if chat_template else {}
     begin_parts(partial, {"of": source.identity, "dtype": str(out_dtype), "style": style, **template})
@@ -114,6 +114,13 @@ def default_workers(model: ModelConfig, dtype: torch.dtype) -> int:
     fitting = (workers for workers in range(len(os.sched_getaffinity(0)), 1, -1)
                if memory_bound_bytes(model, dtype, workers) <= MEMORY_GIB * 2**30)
     return next(fitting, 1)
+
+
+def _check_tokenizer(tokenizer: Path, model: ModelConfig) -> None:
+    """As many pieces as the vocabulary has, or so many less that padding makes the difference (see `check_same_model`)."""
+    pieces = num_pieces(tokenizer)
+    if pieces > model.vocab_size or -(-pieces // model.vocab_divisor) != -(-model.vocab_size // model.vocab_divisor):
+        raise CheckpointError(f"{tokenizer} has {pieces} pieces, the model's vocabulary {model.vocab_size}: not its tokenizer")
 
 
 def _check_is_free(target: Path) -> None:
