@@ -146,6 +146,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--yes", action="store_true", help="submit")
     words = parser.parse_intermixed_args()
     absent = [f"--{name}" for name in ("folder", "grid", "cluster", "nodes") if not getattr(words, name)]
+    if words.at_once is not None and words.at_once < 1:
+        parser.error(f"--at-once {words.at_once}: at least one run at a time")
     if absent and not words.table:
         parser.error(f"these are needed: {', '.join(absent)}")
     return words
