@@ -30,6 +30,8 @@ def main() -> None:
         raise CorpusError(f"{words.target}: an exam of one's own is a JSONL file; give a name such as cloze.jsonl")
     if words.questions < 1 or (words.valid_ratio is not None and not 0 < words.valid_ratio < 1):
         raise CorpusError(f"--questions {words.questions} --valid-ratio {words.valid_ratio}: at least 1, and between 0 and 1")
+    if words.context_characters < 1:
+        raise CorpusError(f"--context-characters {words.context_characters}: a question shows at least 1")
     documents = []
     for source in words.sources:
         every = list(read_documents(source))

@@ -131,6 +131,14 @@ def _answer(backend: Backend, asked: list[tuple[Question, list[Question]]], sett
     return answer_by_likelihood(backend, asked, settings.template, settings.target, settings.chat)
 
 
+def years_of(text: str) -> tuple[int, ...]:
+    """The years of a command line; ExamError for what is no list of them."""
+    try:
+        return tuple(int(year) for year in text.split(","))
+    except ValueError:
+        raise ExamError(f"--years {text}: give years with commas between, such as 2018,2019") from None
+
+
 def asked_questions(exam_path: Path | str, settings: SittingSettings) -> tuple[Exam, list[Question], list[Question]]:
     """(the exam, what is asked of it, what solved examples are drawn from)."""
     if settings.limit is not None and settings.limit < 1:

@@ -252,5 +252,10 @@ def test_cloze_tool_says_what_is_missing(tmp_path, samples, monkeypatch, capsys)
     assert target.read_bytes() == first and "20 questions from 43 documents" in capsys.readouterr().out
     with pytest.raises(CorpusError, match=r"43 documents give \d+ questions, and 500 are asked"):
         call(texts, str(target), "--questions", "500", "--valid-ratio", "0.1")
+    with pytest.raises(ExamError, match="is there already and holds something else"):
+        call(texts, str(target), "--questions", "21", "--valid-ratio", "0.1")
+    assert target.read_bytes() == first
+    with pytest.raises(CorpusError, match="--context-characters 0"):
+        call(texts, str(tmp_path / "other.jsonl"), "--questions", "5", "--context-characters", "0")
     with pytest.raises(CorpusError, match=r"give a name such as cloze\.jsonl"):
         call(texts, str(tmp_path / "cloze.txt"), "--questions", "5")

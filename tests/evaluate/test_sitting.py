@@ -18,7 +18,7 @@ from megatron_jmed.evaluate.exam import load_exam
 from megatron_jmed.evaluate.hf_model import HfModel, load_hf_model
 from megatron_jmed.evaluate.prompt import Prompt, option_texts, render_prompt
 from megatron_jmed.evaluate.question import Question
-from megatron_jmed.evaluate.sitting import SittingSettings, check_same_exam, take_exam
+from megatron_jmed.evaluate.sitting import SittingSettings, check_same_exam, take_exam, years_of
 
 SHARED = Path(os.environ.get("MEGATRON_JMED_SHARED", Path(__file__).parents[3] / "shared"))
 REAL_EXAM = SHARED / "data/exams/igakuqa"
@@ -314,3 +314,9 @@ def test_a_partial_file_of_something_else_is_refused(hf_folder: Path, exam_folde
     (tmp_path / "exam.partial.jsonl").write_text("[]\n")
     with pytest.raises(ExamError, match=r"exam.partial.jsonl: broken \(a line that is no object\)"):
         take_exam(hf_folder, exam_folder, tmp_path / "exam.json", SittingSettings(limit=1))
+
+
+def test_years_are_numbers_with_commas() -> None:
+    assert years_of("2018,2019") == (2018, 2019)
+    with pytest.raises(ExamError, match="--years 2018-2020: give years with commas"):
+        years_of("2018-2020")
