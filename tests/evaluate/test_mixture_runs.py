@@ -173,6 +173,15 @@ def test_folders_that_cannot_be_studied_are_named(runs, tmp_path, corpus):
         read_study([runs / "a"])
 
 
+def test_runs_that_are_not_there_and_validation_before_the_end_are_noted(runs):
+    assert read_study([runs]).notes == read_study([runs], design={"runs": [{"name": n, "is_base": True} for n in "abc"]}).notes
+    notes = read_study([runs], design={"runs": [{"name": n, "is_base": True} for n in "abcdx"]}).notes
+    assert "2 runs of the design are not among these: d; x." in notes
+    with open(runs / "b/metrics.jsonl", "a") as file:
+        file.write('{"step": 99, "tokens": 99000, "loss": 4.0}\n')
+    assert "The last validation losses are of a step before the last in b." in read_study([runs]).notes
+
+
 def test_features_that_differ_are_refused(runs):
     blend = json.loads((runs / "a/blend.json").read_text())
     blend["sources"][1]["lang"] = "fr"
