@@ -160,6 +160,11 @@ def test_a_folder_of_something_else_keeps_its_config(folder, refusal):
     assert Path("hf/config.json").read_text() == '{"model_type": "mixtral"}'
 
 
+def test_a_file_in_the_place_of_the_run_folder(folder, refusal):
+    Path("file").touch()
+    assert f"run_folder=file/below: {folder}/file is a file; name another folder" in refusal("tiny", ALONE, "run_folder=file/below")
+
+
 def test_a_run_has_a_folder(refusal):
     assert "run_folder=''" in refusal("tiny", "run_folder=''")
 

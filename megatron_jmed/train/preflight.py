@@ -86,8 +86,12 @@ def _find_beginning(config: RunConfig) -> tuple[Path | None, CheckpointState | N
 
 
 def _folder_problems(config: RunConfig) -> list[str]:
-    """A folder of something else, whose config.json the run would write over."""
+    """A folder that cannot be written to, or of something else, whose config.json the run would write over."""
     path = RunFolder(config.run_folder).config
+    existing = next(parent for parent in (path.parent.absolute(), *path.parent.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        what = "cannot be written to" if existing.is_dir() else "is a file"
+        return [f"run_folder={config.run_folder}: {existing} {what}; name another folder"]
     try:
         words = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
