@@ -308,6 +308,9 @@ def recipe_config(name: str) -> RunConfig:
     """The config that the recipe function `name` of `megatron_jmed.recipes` returns."""
     from megatron_jmed import recipes
 
+    if name not in recipes.RECIPES and ("/" in name or Path(name).exists()):
+        raise ConfigError(f"{name}: no .toml experiment, no config.json of a run, no recipe; recipes: "
+                          f"{', '.join(sorted(recipes.RECIPES))}")
     if name not in recipes.RECIPES:
         raise ConfigError(f"unknown recipe {name!r}{_did_you_mean(name, recipes.RECIPES)}; recipes: "
                           f"{', '.join(sorted(recipes.RECIPES))}; or give a .toml or .json file")
