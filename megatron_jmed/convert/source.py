@@ -40,6 +40,8 @@ def open_weights(folder: Path, vocab_size: int | None = None, dtype: torch.dtype
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: " + ("a file; give the folder that holds it" if folder.exists() else "no such folder"))
+    if vocab_size is not None and vocab_size < 1:
+        raise CheckpointError(f"--vocab-size {vocab_size}: the number of the tokenizer's pieces, at least 1")
     weights = _weights_in(folder, vocab_size, dtype)
     if vocab_size and vocab_size != weights.model.vocab_size:
         raise CheckpointError(f"{folder}: its vocabulary is {weights.model.vocab_size}, not the {vocab_size} given; leave that "

@@ -25,6 +25,8 @@ def test_a_vocabulary_that_the_folder_contradicts_is_refused(mixtral):
     assert open_weights(mixtral, vocab_size=300).model.vocab_size == 300
     with pytest.raises(CheckpointError, match="its vocabulary is 300, not the 5 given"):
         open_weights(mixtral, vocab_size=5)
+    with pytest.raises(CheckpointError, match="--vocab-size 0: the number of the tokenizer's pieces"):
+        open_weights(mixtral, vocab_size=0)
 
 
 def test_damaged_metadata_is_named(mixtral, tmp_path):
