@@ -147,6 +147,8 @@ def asked_questions(exam_path: Path | str, settings: SittingSettings) -> tuple[E
         raise ExamError(f"num_shots is {settings.num_shots}; give 0 or more solved examples")
     exam = load_exam(exam_path, settings.years)
     questions = exam.questions[: settings.limit]
+    if not questions:
+        raise ExamError(f"{exam_path}: an exam without a question")
     if not settings.num_shots:
         return exam, questions, []
     return exam, questions, find_demos(candidates_for_demos(exam, exam_path, settings), questions, settings.num_shots)

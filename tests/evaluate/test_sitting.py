@@ -320,3 +320,9 @@ def test_years_are_numbers_with_commas() -> None:
     assert years_of("2018,2019") == (2018, 2019)
     with pytest.raises(ExamError, match="--years 2018-2020: give years with commas"):
         years_of("2018-2020")
+
+
+def test_an_exam_without_a_question_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "exam.json").write_text("[]")
+    with pytest.raises(ExamError, match="exam.json: an exam without a question"):
+        take_exam("nowhere", tmp_path / "exam.json", tmp_path / "scores.json")
