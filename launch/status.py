@@ -81,7 +81,9 @@ def _state(folder: RunFolder, live: str | None, has_begun: bool, step: int) -> s
         return live.partition("(")[2].rstrip(")").lower()
     if (halted := folder.path / "halted").exists():
         return "stopped" if folder.stopped.exists() else f"halted: {halted.read_text(encoding='utf-8').strip()}"
-    return "not running" if has_begun else "begun without a job" if step else "prepared"
+    if has_begun or not step:
+        return "not running" if has_begun else "prepared"
+    return "stopped" if folder.stopped.exists() else "begun without a job"
 
 
 def _queue(folder: RunFolder, live: str | None) -> str:

@@ -89,6 +89,8 @@ def test_damaged_files_are_named(say, config, tmp_path: Path):
     run = write_run(tmp_path / "runs/a", config, 12)
     (run / "segments.jsonl").unlink()
     assert f"{run}: begun without a job" in say(run).stdout
+    (run / "stopped").touch()
+    assert f"{run}: stopped" in say(run).stdout
     text = (run / "metrics.jsonl").read_text()
     for damage in ('{"step": 1, "los\n', "[1]\n"):
         (run / "metrics.jsonl").write_text(damage + text)
