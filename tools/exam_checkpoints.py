@@ -15,7 +15,7 @@ from megatron_jmed.convert.weights import export_weights
 from megatron_jmed.errors import ExamError, run_tool
 from megatron_jmed.evaluate.prompt import TEMPLATES
 from megatron_jmed.evaluate.sitting import SittingSettings, asked_questions, check_same_exam, take_exam
-from megatron_jmed.run_folder import STATE_NAME, CheckpointState, RunFolder
+from megatron_jmed.run_folder import STATE_NAME, RunFolder, load_state
 
 EXPORTS = "exam_hf"  # in the run folder, while an exam is taken
 
@@ -63,7 +63,7 @@ def examine(checkpoint: Path, folder: RunFolder, exam: Path, tokenizer: Path, na
     if target.exists():
         check_same_exam(target, exam, SittingSettings(**settings))
         return
-    state = CheckpointState.model_validate_json((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+    state = load_state(checkpoint)
     exported = folder.path / f"{EXPORTS}/{checkpoint.name}"
     shutil.rmtree(exported, ignore_errors=True)  # of an examination that was killed
     try:

@@ -122,7 +122,7 @@ def _passing(records: list[Record], methods: Sequence[str], rules: dict[int | No
 
 def check_comparable(ids: Sequence[str], base: dict[str, Any], methods: Sequence[str], name: str) -> None:
     """ExamError where a base model's scores file holds other questions, or was scored in another way."""
-    theirs = {r["id"] for r in base.get("questions", ())}
+    theirs = {r.get("id") for r in base.get("questions", ())}
     if set(ids) != theirs:
         raise ExamError(f"{name}: holds {len(theirs)} questions that are not the {len(ids)} asked here; compare the same exam")
     if set(methods) != set(base["methods"]):
@@ -168,4 +168,7 @@ def load_scores(path: Path) -> dict[str, Any]:
     missing = sorted(wanted - set(scores))
     if missing:
         raise ExamError(f"{path}: {', '.join(missing)} missing; take the exam again")
+    methods, accuracy = scores["methods"], scores["accuracy"]
+    if not isinstance(methods, list) or not methods or not isinstance(accuracy, dict) or set(methods) - set(accuracy):
+        raise ExamError(f"{path}: accuracy does not have each of the methods {methods}; take the exam again")
     return scores
