@@ -226,7 +226,7 @@ class RunConfig(Section):
     Adam's moments, too."""
 
     name: str
-    run_folder: str = Field(min_length=1)
+    run_folder: str
     init: str
     init_moments: bool = False
     seed: int = 1234
@@ -395,6 +395,8 @@ def problems(config: RunConfig, world_size: int | None = None) -> list[str]:
     """Everything in `config` that cannot work, as sentences; with `world_size`, also what does not fit that many ranks."""
     found = _model_problems(config) + _budget_problems(config) + _data_problems(config) + _precision_problems(config)
     found += _kernels_problems(config)
+    if not config.run_folder:
+        found.append("run_folder='' is the folder where the training is started; give the run one of its own")
     if bool(config.exams.sheets) != bool(config.exams.every_tokens):
         found.append("exams.sheets and exams.every_tokens belong together: give both, or neither")
     if config.init_moments and config.init == RANDOM_INIT:
