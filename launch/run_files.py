@@ -109,7 +109,10 @@ def take_snapshot(target: Path) -> None:
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     for room in ("megatron_jmed", "launch", "tools"):
-        shutil.copytree(REPOSITORY / room, partial / room, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        try:
+            shutil.copytree(REPOSITORY / room, partial / room, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        except shutil.Error as error:  # a list of (source, target, why)
+            raise ConfigError(f"the code cannot be copied to {target}: {error.args[0][0][2]}; mend that, submit again") from None
     (partial / "CODE_VERSION").write_text(code_version() + "\n", encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)

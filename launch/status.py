@@ -65,7 +65,7 @@ def read_status(run: Path) -> Status:
     live = live_job(folder)
     segments = [line for line in _lines(folder.path / "segments.jsonl") if line["event"] == "start"]
     return Status(
-        run=run, state=_state(folder, live, bool(segments)), step=step, num_steps=config.num_steps,
+        run=run, state=_state(folder, live, bool(segments), step), step=step, num_steps=config.num_steps,
         tokens=step * config.tokens_per_step, total_tokens=config.num_steps * config.tokens_per_step, segments=len(segments),
         checkpoint=latest.name if latest else "", tokens_per_second=rate, seconds_left=left / rate if rate else None,
         seconds_since_step=time.time() - folder.metrics.stat().st_mtime if steps else None,
@@ -76,14 +76,16 @@ def read_status(run: Path) -> Status:
     )
 
 
-def _state(folder: RunFolder, live: str | None, has_begun: bool) -> str:
+def _state(folder: RunFolder, live: str | None, has_begun: bool, step: int) -> str:
     if folder.done.exists():
         return "done"
     if live:
         return live.partition("(")[2].rstrip(")").lower()
     if (halted := folder.path / "halted").exists():
         return "stopped" if folder.stopped.exists() else f"halted: {halted.read_text(encoding='utf-8').strip()}"
-    return "not running" if has_begun else "prepared"
+    if has_begun or not step:
+        return "not running" if has_begun else "prepared"
+    return "stopped" if folder.stopped.exists() else "begun without a job"
 
 
 def _queue(folder: RunFolder, live: str | None) -> str:
@@ -144,12 +146,23 @@ def _last_records(path: Path) -> Iterator[dict[str, Any]]:
         begin = max(0, path.stat().st_size - _LAST_BYTES)
         stream.seek(begin)
         lines = stream.read().split(b"\n")
-    for line in lines[1 if begin else 0 : -1]:
-        yield json.loads(line)
+    yield from _objects(path, lines[1 if begin else 0 : -1])
+
+
+def _objects(path: Path, lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    """The JSON object of each line; ConfigError for a line that is none."""
+    for line in lines:
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{path}: {line[:60]!r} is not JSON ({error}); the file is damaged") from None
+        if not isinstance(found, dict):
+            raise ConfigError(f"{path}: {line[:60]!r} is no JSON object; the file is damaged")
+        yield found
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return list(_objects(path, path.read_bytes().splitlines())) if path.exists() else []
 
 
 def _last_line(path: Path) -> str:
@@ -176,7 +189,12 @@ def main() -> None:
 def runs_of_sweep(path: Path) -> list[Path]:
     """The run folders of a sweep, in its order; [] if `path` is no sweep."""
     listed = path / "sweep.json"
-    return [path / name for name in json.loads(listed.read_text(encoding="utf-8"))["runs"]] if listed.exists() else []
+    if not listed.exists():
+        return []
+    try:
+        return [path / name for name in json.loads(listed.read_text(encoding="utf-8"))["runs"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{listed}: does not list a sweep's runs ({error!r}); run launch/sweep.py again, it writes it") from None
 
 
 if __name__ == "__main__":

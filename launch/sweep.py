@@ -206,6 +206,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--wait", action="store_true", help="stay until no run is queued, and say how far they are")
     words = parser.parse_intermixed_args()
     absent = [f"--{name}" for name in ("folder", "grid", "cluster", "nodes") if not getattr(words, name)]
+    if words.at_once is not None and words.at_once < 1:
+        parser.error(f"--at-once {words.at_once}: at least one run at a time")
     if absent and not words.table:
         parser.error(f"these are needed: {', '.join(absent)}")
     if words.wait and not (words.yes or words.table):

@@ -308,6 +308,9 @@ def recipe_config(name: str) -> RunConfig:
     """The config that the recipe function `name` of `megatron_jmed.recipes` returns."""
     from megatron_jmed import recipes
 
+    if name not in recipes.RECIPES and ("/" in name or Path(name).exists()):
+        raise ConfigError(f"{name}: no .toml experiment, no config.json of a run, no recipe; recipes: "
+                          f"{', '.join(sorted(recipes.RECIPES))}")
     if name not in recipes.RECIPES:
         raise ConfigError(f"unknown recipe {name!r}{_did_you_mean(name, recipes.RECIPES)}; recipes: "
                           f"{', '.join(sorted(recipes.RECIPES))}; or give a .toml or .json file")
@@ -392,6 +395,8 @@ def problems(config: RunConfig, world_size: int | None = None) -> list[str]:
     """Everything in `config` that cannot work, as sentences; with `world_size`, also what does not fit that many ranks."""
     found = _model_problems(config) + _budget_problems(config) + _data_problems(config) + _precision_problems(config)
     found += _kernels_problems(config)
+    if not config.run_folder:
+        found.append("run_folder='' is the folder where the training is started; give the run one of its own")
     if bool(config.exams.sheets) != bool(config.exams.every_tokens):
         found.append("exams.sheets and exams.every_tokens belong together: give both, or neither")
     if config.init_moments and config.init == RANDOM_INIT:

@@ -4,6 +4,7 @@ Raise one of the classes below with a message that says what is wrong (with the 
 and what would be right. Everything else that escapes is our own mistake and keeps its stack trace.
 """
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -40,12 +41,30 @@ def some_of(items: list[str], most: int = 8) -> str:
     return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
 
 
+# What a disk refuses is the user's to mend, wherever in a program it happens.
+_DISK_REFUSALS = {
+    errno.EACCES: "give the permission, or name another path",
+    errno.EROFS: "name a path on a disk that can be written",
+    errno.ENOSPC: "make room, or name another disk; then run the same command again",
+    errno.EDQUOT: "make room or raise the quota; then run the same command again",
+    errno.EEXIST: "a file stands where a folder should be; name another path",
+    errno.ENOTDIR: "a part of the path is a file; name a folder there",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
+
+
 def run_tool(main: Callable[[], None]) -> NoReturn:
-    """Run a command-line entry point and end the process with an `ExitCode`; a `UserError` is printed."""
+    """Run a command-line entry point and end the process with an `ExitCode`; a `UserError`, or what a disk refuses, is printed."""
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(ExitCode.USER_ERROR)
+    except OSError as error:
+        if error.errno not in _DISK_REFUSALS:
+            raise
+        print(f"error: {error}; {_DISK_REFUSALS[error.errno]}", file=sys.stderr, flush=True)
         sys.exit(ExitCode.USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

@@ -90,7 +90,10 @@ def load_state(checkpoint: Path) -> CheckpointState:
     try:
         return CheckpointState.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        hint = "it was never finished" if checkpoint.is_dir() else "there is no such folder"
+        latest = RunFolder(checkpoint).latest_checkpoint()
+        hint = (f"it is a run, whose latest is {latest}" if latest else "it is a run or a Hugging Face folder"
+                if (checkpoint / "config.json").exists() else "it was never finished" if checkpoint.is_dir()
+                else "there is no such folder")
         raise CheckpointError(f"{checkpoint}: not a checkpoint, {hint} ({STATE_NAME} is written last); give the folder "
                               "step_N of a run, or one that tools/import_hf.py wrote") from None
     except ValidationError as error:

@@ -1,5 +1,6 @@
 """A user's mistake: one clear line on stderr, exit code 2, and no process group was started."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,9 +8,13 @@ import pytest
 import torch
 
 from megatron_jmed.config import load_config, recipe_config, save_config
+from megatron_jmed.corpus.tokens import load_token_set
+from megatron_jmed.data.exam_sheet import FORMAT
 from megatron_jmed.errors import run_tool
 from megatron_jmed.run_folder import CheckpointState, RunFolder, begin_checkpoint, finish_checkpoint
 from megatron_jmed.train.__main__ import main
+
+ALONE = "parallel.ep=1"
 
 
 @pytest.fixture
@@ -37,12 +42,15 @@ def refusal(monkeypatch, capsys):
     return refused
 
 
-ALONE = "parallel.ep=1"
-
-
 def test_unknown_recipe(refusal):
     message = refusal("tinny")
     assert "unknown recipe 'tinny', did you mean 'tiny'" in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize("ranks", ["0", "-2"])
+def test_a_dry_run_of_no_ranks_is_no_training(folder, refusal, ranks):
+    assert f"--dry-run {ranks}: a number of ranks begins at 1" in refusal("tiny", ALONE, "--dry-run", ranks)
+    assert not (folder / "runs/tiny/config.json").exists()
 
 
 def test_misspelt_field(refusal):
@@ -142,6 +150,32 @@ def test_hardware_that_is_not_there(folder, refusal):
         pytest.skip("this machine has a GPU")
     message = refusal("tiny", ALONE, "precision.compute=fp8", "precision.backend=te", "precision.fp8_wgrad=true")
     assert "needs a CUDA GPU" in message
+
+
+def test_a_folder_of_something_else_keeps_its_config(folder, refusal):
+    Path("hf").mkdir()
+    Path("hf/config.json").write_text('{"model_type": "mixtral"}')
+    message = refusal("tiny", ALONE, "run_folder=hf")
+    assert "run_folder=hf: its config.json is not a run's, and would be written over" in message
+    assert Path("hf/config.json").read_text() == '{"model_type": "mixtral"}'
+
+
+def test_a_file_in_the_place_of_the_run_folder(folder, refusal):
+    Path("file").touch()
+    assert f"run_folder=file/below: {folder}/file is a file; name another folder" in refusal("tiny", ALONE, "run_folder=file/below")
+
+
+def test_a_run_has_a_folder(refusal):
+    assert "run_folder=''" in refusal("tiny", "run_folder=''")
+
+
+def test_two_sheets_of_one_name(folder, refusal):
+    sha256 = load_token_set("runs/tiny/tokens/texts_ja").tokenizer_sha256
+    header = json.dumps({"format": FORMAT, "name": "exam", "tokenizer_sha256": sha256})
+    for name in ("a.jsonl", "b.jsonl"):
+        Path(name).write_text(header + '\n{"prefix": [1], "continuations": [[5], [6]]}\n')
+    message = refusal("tiny", ALONE, 'exams.sheets=["a.jsonl", "b.jsonl"]', "exams.every_tokens=2048")
+    assert "exam sheets a.jsonl and b.jsonl are both called 'exam'" in message and message.count("\n") == 1
 
 
 def test_all_problems_are_named_at_once(folder, refusal):

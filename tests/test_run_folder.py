@@ -90,6 +90,16 @@ def test_unfinished_checkpoint_is_refused_as_such(tmp_path):
         load_state(folder)
 
 
+def test_a_run_in_the_place_of_its_checkpoint_is_called_so(tmp_path):
+    folder = written(RunFolder(tmp_path), 5)
+    with pytest.raises(CheckpointError, match=f"it is a run, whose latest is {folder}"):
+        load_state(tmp_path)
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="it is a run or a Hugging Face folder"):
+        load_state(tmp_path / "hf")
+
+
 def test_missing_folder_is_refused_as_such(tmp_path):
     with pytest.raises(CheckpointError, match="there is no such folder"):
         load_state(tmp_path / "none")

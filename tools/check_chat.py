@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from megatron_jmed.corpus.chat import BadConversation, llmjp_template, load_template, read_conversations
-from megatron_jmed.errors import run_tool
+from megatron_jmed.errors import CorpusError, run_tool
 
 SHOWN_PROBLEMS = 20
 
@@ -39,6 +39,8 @@ def main() -> None:
         if good <= arguments.show:
             print(f"--- {where}\n" + "".join(f"[[{piece.text}]]" if piece.weight else piece.text for piece in pieces))
     print(f"{good:,} conversations, {answers:,} answers to learn: {learnt:,} of {read:,} characters")
+    if not good and not bad:
+        raise CorpusError(f"{arguments.source} holds no record; expected a conversation a line")
     print(f"{bad:,} records are none" if bad else "every record is a conversation")
     sys.exit(1 if bad else 0)
 

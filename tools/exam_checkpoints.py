@@ -14,8 +14,8 @@ from megatron_jmed.convert.source import open_weights
 from megatron_jmed.convert.weights import export_weights
 from megatron_jmed.errors import ExamError, run_tool
 from megatron_jmed.evaluate.prompt import TEMPLATES
-from megatron_jmed.evaluate.sitting import SittingSettings, take_exam
-from megatron_jmed.run_folder import STATE_NAME, CheckpointState, RunFolder
+from megatron_jmed.evaluate.sitting import SittingSettings, asked_questions, check_same_exam, take_exam
+from megatron_jmed.run_folder import STATE_NAME, RunFolder, load_state
 
 EXPORTS = "exam_hf"  # in the run folder, while an exam is taken
 
@@ -35,7 +35,12 @@ def main() -> None:
     folder = RunFolder(args.run)
     if not folder.config.is_file():
         raise ExamError(f"{args.run}: no run folder; expected config.json in it")
+    if args.watch is not None and not args.watch > 0:
+        raise ExamError(f"--watch {args.watch:g}: give a number of seconds above 0")
     settings = {name: getattr(args, name) for name in ("template", "chat", "num_shots", "limit")}
+    asked_questions(args.exam, SittingSettings(**settings))  # a bad exam is refused before anything is exported
+    if args.watch is None and not saved_weights(folder):
+        raise ExamError(f"{args.run}: the run has saved no weights yet; wait for them with --watch SECONDS")
     while True:
         is_done = folder.done.exists()  # asked first: what the run wrote before it was done is still looked at
         for checkpoint in saved_weights(folder):
@@ -56,8 +61,9 @@ def saved_weights(folder: RunFolder) -> list[Path]:
 def examine(checkpoint: Path, folder: RunFolder, exam: Path, tokenizer: Path, name: str, settings: dict) -> None:
     target = folder.path / f"scores/{name}_{checkpoint.name}.json"
     if target.exists():
+        check_same_exam(target, exam, SittingSettings(**settings))
         return
-    state = CheckpointState.model_validate_json((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+    state = load_state(checkpoint)
     exported = folder.path / f"{EXPORTS}/{checkpoint.name}"
     shutil.rmtree(exported, ignore_errors=True)  # of an examination that was killed
     try:

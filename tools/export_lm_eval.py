@@ -6,10 +6,10 @@ Then: lm_eval --model hf --model_args pretrained=HF_FOLDER --include_path FOLDER
 import argparse
 from pathlib import Path
 
-from megatron_jmed.errors import run_tool
+from megatron_jmed.errors import ExamError, run_tool
 from megatron_jmed.evaluate.lm_eval_task import export_task
 from megatron_jmed.evaluate.prompt import TEMPLATES
-from megatron_jmed.evaluate.sitting import SittingSettings
+from megatron_jmed.evaluate.sitting import SittingSettings, years_of
 
 
 def main() -> None:
@@ -23,11 +23,13 @@ def main() -> None:
     parser.add_argument("--num-shots", type=int, default=0, help="solved examples before each question (default 0)")
     parser.add_argument("--demos", type=Path, help="where they come from; default: the train files, else the exam's other years")
     parser.add_argument("--seed", type=int, default=42, help="which examples are drawn (default 42)")
-    parser.add_argument("--years", type=lambda text: tuple(map(int, text.split(","))), help="such as 2018,2019; default: all")
+    parser.add_argument("--years", type=years_of, help="such as 2018,2019; default: all")
     args = vars(parser.parse_args())
     exam, folder, name = args.pop("exam"), args.pop("folder"), args.pop("name")
     settings = SittingSettings(target=args.pop("compare"), **args)
     name = name or exam.resolve().stem
+    if "/" in name:
+        raise ExamError(f"--name {name}: the name of a task and of its files holds no slash")
     counts = export_task(exam, folder, name, settings)
     print(f"{folder / name}.yaml: " + ", ".join(f"{count} {reason}" for reason, count in counts.most_common()))
 

@@ -7,7 +7,7 @@ from megatron_jmed.convert.source import open_weights
 from megatron_jmed.convert.stored import prefer_huge_pages
 from megatron_jmed.convert.tokenizer import num_pieces
 from megatron_jmed.convert.weights import DTYPES, import_weights
-from megatron_jmed.errors import run_tool
+from megatron_jmed.errors import CheckpointError, run_tool
 
 
 def main() -> None:
@@ -21,6 +21,8 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="SentencePiece model, in the place of --vocab-size")
     parser.add_argument("--workers", type=int, metavar="N", help="threads; default: cores, while memory stays below 12 GiB")
     arguments = parser.parse_args()
+    if arguments.tokenizer and arguments.vocab_size:
+        raise CheckpointError("--vocab-size and --tokenizer say the same; give one of them")
     vocab_size = num_pieces(arguments.tokenizer) if arguments.tokenizer else arguments.vocab_size
     source = open_weights(arguments.source, vocab_size, DTYPES.get(arguments.dtype))
     model = import_weights(source, arguments.target, arguments.workers)

@@ -12,6 +12,7 @@ from pathlib import Path
 from megatron_jmed.corpus.document import read_documents
 from megatron_jmed.errors import CorpusError, run_tool
 from megatron_jmed.evaluate.cloze import held_out, make_cloze
+from megatron_jmed.evaluate.rows import write_once
 
 
 def main() -> None:
@@ -29,13 +30,14 @@ def main() -> None:
         raise CorpusError(f"{words.target}: an exam of one's own is a JSONL file; give a name such as cloze.jsonl")
     if words.questions < 1 or (words.valid_ratio is not None and not 0 < words.valid_ratio < 1):
         raise CorpusError(f"--questions {words.questions} --valid-ratio {words.valid_ratio}: at least 1, and between 0 and 1")
+    if words.context_characters < 1:
+        raise CorpusError(f"--context-characters {words.context_characters}: a question shows at least 1")
     documents = []
     for source in words.sources:
         every = list(read_documents(source))
         documents += every if words.valid_ratio is None else held_out(every, words.valid_ratio)
     rows = make_cloze(documents, words.questions, words.seed, words.context_characters)
-    words.target.parent.mkdir(parents=True, exist_ok=True)
-    words.target.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_once(words.target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     langs = {lang: sum(row["lang"] == lang for row in rows) for lang in sorted({row["lang"] for row in rows})}
     print(f"{words.target}: {len(rows)} questions from {len(documents)} documents ({langs}); guessing is right in 25 %")
 

@@ -33,6 +33,8 @@ def main() -> None:
     what.add_argument("--read-until", metavar="STEP")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the answer there")
     arguments = parser.parse_intermixed_args()
+    if len(arguments.steps or ()) > 2:
+        raise ConfigError(f"--steps {' '.join(map(str, arguments.steps))}: give one step, or the first and the last")
     config = load_config(*of_run(arguments.run), arguments.changes)
     replay = open_replay(config, load_token_sets(config))
     if arguments.steps:
@@ -45,6 +47,7 @@ def main() -> None:
         answer = documents_answer(replay, wanted_documents(replay, arguments))
         lines = documents_lines(answer)
     if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(answer, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     print("\n".join(lines))
 

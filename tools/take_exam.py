@@ -11,7 +11,7 @@ from megatron_jmed.errors import run_tool
 from megatron_jmed.evaluate.answer import METHODS
 from megatron_jmed.evaluate.prompt import TEMPLATES
 from megatron_jmed.evaluate.score_table import scores_as_text
-from megatron_jmed.evaluate.sitting import SittingSettings, take_exam
+from megatron_jmed.evaluate.sitting import SittingSettings, take_exam, years_of
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("address", metavar="HF_FOLDER", help="config.json, *.safetensors and a tokenizer; or a server's address")
     parser.add_argument("exam", type=Path, help="year folders (IgakuQA), a file, or a folder of files")
     parser.add_argument("target", type=Path, help="scores file to write, such as RUN/scores/igakuqa.json")
-    parser.add_argument("--years", type=_years, help="such as 2018,2019; default: all in the folder")
+    parser.add_argument("--years", type=years_of, help="such as 2018,2019; default: all in the folder")
     parser.add_argument("--template", choices=tuple(TEMPLATES), default="standard", help="words around it (default standard)")
     parser.add_argument("--way", choices=tuple(METHODS), default="likelihood", help="compare options, or read what is written")
     parser.add_argument("--compare", choices=("choice", "letter"), default="choice", help="the choices' words (default) or letters")
@@ -40,10 +40,6 @@ def main() -> None:
     address, exam, target = args.pop("address"), args.pop("exam"), args.pop("target")
     settings = SittingSettings(target=args.pop("compare"), contamination=tuple(args.pop("contamination")), **args)
     print(scores_as_text(take_exam(address, exam, target, settings)))
-
-
-def _years(text: str) -> tuple[int, ...]:
-    return tuple(int(year) for year in text.split(","))
 
 
 if __name__ == "__main__":

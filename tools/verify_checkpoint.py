@@ -15,7 +15,7 @@ from megatron_jmed.convert.stored import prefer_huge_pages
 from megatron_jmed.convert.tokenizer import leaves_out_bos, token_ids
 from megatron_jmed.convert.torch_dist import CheckpointWeights
 from megatron_jmed.convert.verify import LogitsComparison, compare, compare_logits
-from megatron_jmed.convert.weights import DTYPES, default_workers
+from megatron_jmed.convert.weights import DTYPES, num_workers
 from megatron_jmed.errors import CheckpointError, run_tool
 
 # How far logits may lie apart, as a part of the largest: rounding of 24 and 8 bits over some tens of layers. In bf16 the
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="threads; default: cores, while memory stays below 12 GiB")
     arguments = parser.parse_args()
     a, b = (open_weights(folder, arguments.vocab_size) for folder in (arguments.a, arguments.b))
-    comparison = compare(a, b, arguments.workers or default_workers(a.model, a.dtype))
+    comparison = compare(a, b, num_workers(arguments.workers, a.model, a.dtype))
     *lines, verdict = comparison.lines()
     print(*lines, sep="\n")
     if not arguments.logits:
@@ -66,6 +66,8 @@ def logits_of_both(a: Weights, b: Weights, arguments: argparse.Namespace) -> Log
     tokenizer = arguments.tokenizer or next((path for path in found if path.exists()), None)
     if tokenizer is None:
         raise CheckpointError("neither folder has a tokenizer.model; name one with --tokenizer")
+    if arguments.tokens < 2:
+        raise CheckpointError(f"--tokens {arguments.tokens}: read at least 2, <s> and one of the text")
     ids = token_ids(tokenizer, arguments.logits)[: min(arguments.tokens, a.model.max_position_embeddings)]
     if max(ids) >= a.model.vocab_size:
         raise CheckpointError(f"{tokenizer}: gives token {max(ids)}, the model has {a.model.vocab_size}: not its tokenizer")

@@ -6,7 +6,7 @@
 import argparse
 from pathlib import Path
 
-from megatron_jmed.errors import run_tool
+from megatron_jmed.errors import ExamError, run_tool
 from megatron_jmed.evaluate.compare_runs import write_comparison
 from megatron_jmed.evaluate.model_card import CardWords, write_card
 from megatron_jmed.evaluate.report import write_report
@@ -20,13 +20,15 @@ def main() -> None:
     parser.add_argument("--licence", default="other", help="for the card: the model's licence, by its name on the hub")
     parser.add_argument("--base-model", help="for the card: the hub's id of the model that training began from")
     args = parser.parse_args()
+    if args.card and (args.compare or len(args.run) > 1):
+        raise ExamError(f"--card {args.card}: a card is of one run; give one, without --compare")
     if args.compare:
         print(write_comparison(args.run, args.compare))
         return
     for run in args.run:
         print(write_report(run))
     if args.card:
-        print(write_card(args.run[-1], args.card, CardWords(args.licence, args.base_model)))
+        print(write_card(args.run[0], args.card, CardWords(args.licence, args.base_model)))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from megatron_jmed.config import ModelConfig
 from megatron_jmed.convert.names import Row
 from megatron_jmed.convert.source import Weights, open_weights
 from megatron_jmed.convert.torch_dist import write_checkpoint
-from megatron_jmed.convert.weights import check_is_not_finished, default_workers
+from megatron_jmed.convert.weights import check_is_not_finished, num_workers
 from megatron_jmed.corpus.manifest import code_version
 from megatron_jmed.errors import CheckpointError
 from megatron_jmed.run_folder import CheckpointState
@@ -68,7 +68,7 @@ def average_checkpoints(folders: list[Path], target: Path, weights: list[float] 
     state = CheckpointState(step=step, tokens=tokens, model=averaged.model, has_optimizer=False, code_version=code_version(),
                             source=f"average: {averaged.name}")
     # Counted as if in fp32: what a worker holds of a bf16 slice is less than three times the room of it in fp32.
-    write_checkpoint(target, averaged, state, workers or default_workers(averaged.model, torch.float32))
+    write_checkpoint(target, averaged, state, num_workers(workers, averaged.model, torch.float32))
     return averaged.model
 
 

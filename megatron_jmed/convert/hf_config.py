@@ -119,7 +119,16 @@ def _wrong_words(words: dict[str, Any], kind: str) -> list[str]:
         wrong.append(f"rope scaling {scaling!r} (only plain rotary embeddings can be converted)")
     if theta is None:
         wrong.append("rope_theta is missing")
-    return wrong + [f"{word} is missing" for word in needed if word not in words]
+    elif not _is_positive(theta, int | float):
+        wrong.append(f"rope_theta={theta!r} (must be a number above 0)")
+    wrong += [f"{word} is missing" for word in needed if word not in words]
+    numbers = {word: int for word in (*needed, "num_key_value_heads", "head_dim")} | {"rms_norm_eps": int | float}
+    return wrong + [f"{word}={words[word]!r} (must be a {'whole ' if kinds is int else ''}number above 0)"
+                    for word, kinds in numbers.items() if words.get(word) is not None and not _is_positive(words[word], kinds)]
+
+
+def _is_positive(value: Any, kinds: Any) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool) and value > 0
 
 
 def _rope(words: dict[str, Any]) -> tuple[float | None, dict[str, Any]]:

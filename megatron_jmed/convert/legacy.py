@@ -252,6 +252,8 @@ def _model(args: Namespace, vocab_size: int | None, folder: Path) -> ModelConfig
     needed = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings",
               "padded_vocab_size", "norm_epsilon")
     wrong += [f"args.{word} is missing" for word in needed if words.get(word) is None]
+    wrong += [f"args.{word}={words[word]!r} (must be a number above 0)" for word in (*needed, "num_query_groups", "kv_channels")
+              if words.get(word) is not None and not (isinstance(words[word], int | float) and words[word] > 0)]
     vocab_size = vocab_size or words.get("vocab_size")
     if not vocab_size:
         wrong.append("args.vocab_size is missing; say how many pieces the tokenizer has with --vocab-size or --tokenizer")

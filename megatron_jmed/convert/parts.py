@@ -83,11 +83,21 @@ def _write_part(folder: Path, part: Part, advance: Callable[[int], Any]) -> dict
             file.flush()
             os.fsync(file.fileno())
             record["num_bytes"] = file.tell()
-    except OSError as error:
-        raise CheckpointError(f"{partial}: {error.strerror}; what is finished stays: run the same command again") from error
+    except (OSError, RuntimeError) as error:
+        refusal = _disk_refusal(error)
+        if refusal is None:
+            raise
+        raise CheckpointError(f"{partial}: {refusal.strerror}; what is finished stays: run the same command again") from error
     partial.replace(final)
     write_json(record_path, record)
     return record
+
+
+def _disk_refusal(error: BaseException | None) -> OSError | None:
+    """What the disk said; torch's writer (2.13) hides it behind a RuntimeError about positions in the file."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def in_groups(sizes: list[int], most: int) -> Iterator[tuple[int, int]]:

@@ -63,6 +63,8 @@ class CheckpointReader:
             metadata = dcp.FileSystemReader(folder).read_metadata()
         except FileNotFoundError:
             raise CheckpointError(f"{folder}: no .metadata file; not a torch_dist checkpoint") from None
+        except (pickle.UnpicklingError, EOFError, ValueError, AttributeError, ImportError, IndexError, KeyError) as error:
+            raise CheckpointError(f"{folder}/.metadata: damaged ({error}); take another checkpoint") from None
         self._tensors = {key: value for key, value in metadata.state_dict_metadata.items()
                          if isinstance(value, TensorStorageMetadata)}
         self._chunks = self._chunks_by_key(metadata)

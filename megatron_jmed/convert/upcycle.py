@@ -56,7 +56,9 @@ class UpcycleSettings:
             found.append(f"router_topk={self.router_topk} must lie between 1 and num_experts={self.num_experts}")
         if not 0 <= self.ratio <= 1:
             found.append(f"ratio={self.ratio} must lie between 0 and 1")
-        if self.noise < 0 or self.router_std < 0:
+        if not self.aux_loss_coeff >= 0:
+            found.append(f"aux_loss_coeff={self.aux_loss_coeff} must not be negative")
+        if not (self.noise >= 0 and self.router_std >= 0):
             found.append(f"noise={self.noise} and router_std={self.router_std} must not be negative")
         return found
 

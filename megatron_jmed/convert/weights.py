@@ -36,7 +36,7 @@ def import_weights(source: Weights, target: Path, workers: int | None = None) ->
     check_is_not_finished(target)
     state = CheckpointState(step=0, tokens=0, model=source.model, has_optimizer=False, code_version=code_version(),
                             source=source.name)
-    write_checkpoint(target, source, state, workers or default_workers(source.model, source.dtype))
+    write_checkpoint(target, source, state, num_workers(workers, source.model, source.dtype))
     return source.model
 
 
@@ -60,12 +60,12 @@ def export_weights(source: Weights, target: Path, tokenizer: Path | None = None,
     """
     _check_is_free(target)
     model, out_dtype = source.model, DTYPES[dtype] if dtype else source.dtype
-    if tokenizer and (pieces := num_pieces(tokenizer)) > model.vocab_size:
-        raise CheckpointError(f"{tokenizer} has {pieces} pieces, more than the model's {model.vocab_size}: not its tokenizer")
+    if tokenizer:
+        _check_tokenizer(tokenizer, model)
     partial = target.with_name(target.name + ".partial")
     template = {"chat_template": chat_template.source} if chat_template else {}
     begin_parts(partial, {"of": source.identity, "dtype": str(out_dtype), "style": style, **template})
-    checksums = write_safetensors(partial, source, out_dtype, workers or default_workers(model, out_dtype), style)
+    checksums = write_safetensors(partial, source, out_dtype, num_workers(workers, model, out_dtype), style)
     assert set(checksums) == hf_names(model), "every tensor is written exactly once"
     _write_small_files(partial, source, tokenizer, out_dtype)
     if chat_template:
@@ -102,11 +102,25 @@ def memory_bound_bytes(model: ModelConfig, dtype: torch.dtype, workers: int) -> 
     return _BASE_BYTES + workers * _SLICES_A_WORKER * largest * dtype.itemsize
 
 
+def num_workers(asked: int | None, model: ModelConfig, dtype: torch.dtype) -> int:
+    """The threads asked for, or `default_workers`; CheckpointError for fewer than one."""
+    if asked is not None and asked < 1:
+        raise CheckpointError(f"--workers {asked}: at least 1 must do the work")
+    return asked or default_workers(model, dtype)
+
+
 def default_workers(model: ModelConfig, dtype: torch.dtype) -> int:
     """As many threads as there are cores, while the bound stays below 12 GiB; at least one."""
     fitting = (workers for workers in range(len(os.sched_getaffinity(0)), 1, -1)
                if memory_bound_bytes(model, dtype, workers) <= MEMORY_GIB * 2**30)
     return next(fitting, 1)
+
+
+def _check_tokenizer(tokenizer: Path, model: ModelConfig) -> None:
+    """As many pieces as the vocabulary has, or so many less that padding makes the difference (see `check_same_model`)."""
+    pieces = num_pieces(tokenizer)
+    if pieces > model.vocab_size or -(-pieces // model.vocab_divisor) != -(-model.vocab_size // model.vocab_divisor):
+        raise CheckpointError(f"{tokenizer} has {pieces} pieces, the model's vocabulary {model.vocab_size}: not its tokenizer")
 
 
 def _check_is_free(target: Path) -> None:

@@ -233,7 +233,10 @@ def _find_and_write(
     signed = _sign_all(tasks, settings)
     signatures = Signatures.of([task.folder for task in tasks], signed)
     if not signatures.num_documents:
-        raise CorpusError(f"the sources hold no usable document ({sum(one.num_bad for one in signed)} bad records)")
+        raise CorpusError(
+            f"{', '.join(file.name for file in files[:3])}: no usable document ({sum(one.num_bad for one in signed)} bad records); "
+            f"expected an object a line with its text under {settings.text_field!r}; another name is given with --text-field"
+        )
     groups = find_duplicates(signatures, settings.minhash, settings.threshold, settings.memory_mib * MIB // 2, parts)
     key = stage.key_hash([choices, [task.key for task in tasks]])
     write = functools.partial(_write_file, signatures=signatures, folder=parts)

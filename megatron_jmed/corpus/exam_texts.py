@@ -40,7 +40,7 @@ def exam_texts(folder: Path | str) -> list[ExamText]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise CorpusError(f"{root}: no such exam folder")
+        raise CorpusError(f"{root}: " + ("a file; give the folder that holds it" if root.exists() else "no such exam folder"))
     texts = [text for path in sorted(root.rglob("*")) if path.is_file() for text in _texts_of_file(path)]
     if not texts:
         raise CorpusError(f"{root} holds no exam; expected 112-A.jsonl, SUBJECT.csv, or .jsonl with id, question, choices")
@@ -73,7 +73,8 @@ def _read_lines(path: Path, form: Form, stem_field: str, choices_field: str) -> 
             question_id, stem, choices = row[id_field], row[stem_field], row[choices_field]
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             wanted = f"{id_field}, {stem_field}, {choices_field}"
-            raise CorpusError(f"{path}:{number}: {error!r}; expected an object with {wanted}") from None
+            what = f"no field {error}" if isinstance(error, KeyError) else error
+            raise CorpusError(f"{path}:{number}: {what}; expected an object with {wanted}") from None
         if isinstance(choices, dict):  # by their letters
             choices = list(choices.values())
         if not (isinstance(stem, str) and isinstance(choices, list) and all(isinstance(c, str) for c in choices)):

@@ -26,6 +26,8 @@ Result = TypeVar("Result")
 @contextmanager
 def worker_pool(num_workers: int, what_to_do: Callable[[], str]) -> Iterator[ProcessPoolExecutor]:
     """Processes to submit work to; `what_to_do` ends the message of the CorpusError if one of them dies."""
+    if num_workers < 1:
+        raise CorpusError(f"--workers {num_workers} is too small; at least 1 is needed")
     before = set(multiprocessing.active_children())
     # Not fork: a caller with threads (torch, pyarrow) would hand its workers locks that nobody will release.
     pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_follow_parent)

@@ -124,6 +124,9 @@ def run_stage(
         counts = sum_counts([part.counts for part in parts])
         if not shard and not counts.documents and not counts.dropped:
             raise CorpusError(f"{source} holds no record: its {len(found.files)} file(s) are empty")
+        if not shard and not counts.documents and sum(part.num_bad for part in parts) == sum(counts.dropped.values()):
+            raise CorpusError(f"no record of {source} is a document ({counts.dropped}); expected an object a line with "
+                              f"its text under {text_field!r}; another name is given with --text-field")
         details["counts"] = sum_numbers(part.details for part in parts)
         folders = [task.folder for task in tasks]
         keep_removed = link_removed if shard else join_removed

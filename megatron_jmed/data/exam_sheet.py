@@ -39,13 +39,14 @@ def load_sheet(path: str | Path, vocab_size: int, seq_length: int) -> ExamSheet:
     path = Path(path)
     if not path.is_file():
         raise CorpusError(f"exam sheet {path} does not exist; make it with tools/prepare_exam.py")
-    try:
-        header, *questions = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise CorpusError(f"{path}: no exam sheet ({error}); make it with tools/prepare_exam.py") from None
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise CorpusError(f"{path}: no exam sheet; make it with tools/prepare_exam.py")
-    rows = [(tuple(question["prefix"] + option), len(option)) for question in questions for option in question["continuations"]]
+    lines = path.read_bytes().split(b"\n")
+    header = _object(path, lines[0])
+    if (header.get("format") != FORMAT or not isinstance(header.get("name"), str)
+            or not isinstance(header.get("tokenizer_sha256"), str)):
+        raise CorpusError(f"{path}: no exam sheet, its first line is no header of {FORMAT!r}; make it with tools/prepare_exam.py")
+    rows = [row for number, line in enumerate(lines[1:], start=2) if line for row in _rows(f"{path}:{number}", line)]
+    if not rows:
+        raise CorpusError(f"{path}: no question after the header; make the sheet again with tools/prepare_exam.py")
     longest, largest = max(len(ids) for ids, _ in rows), max(max(ids) for ids, _ in rows)
     if longest > seq_length + 1:
         raise CorpusError(f"{path}: an option with its prompt is {longest} tokens long, budget.seq_length={seq_length}; make the "
@@ -53,6 +54,32 @@ def load_sheet(path: str | Path, vocab_size: int, seq_length: int) -> ExamSheet:
     if largest >= vocab_size:
         raise CorpusError(f"{path}: token id {largest} is beyond model.vocab_size={vocab_size}; the sheet is another tokenizer's")
     return ExamSheet(header["name"], str(path), sha256_file(path), header["tokenizer_sha256"], tuple(rows))
+
+
+def _object(place: str | Path, line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError as error:  # also of bytes that are no UTF-8
+        raise CorpusError(f"{place}: no exam sheet ({error}); make it with tools/prepare_exam.py") from None
+    if not isinstance(found, dict):
+        raise CorpusError(f"{place}: no exam sheet, not a JSON object; make it with tools/prepare_exam.py")
+    return found
+
+
+def _rows(place: str, line: bytes) -> list[tuple[tuple[int, ...], int]]:
+    """An option a row; the prompt has a token at least, as what is scored is predicted from what stands before."""
+    question = _object(place, line)
+    prefix, options = question.get("prefix"), question.get("continuations")
+    if not _are_ids(prefix):
+        raise CorpusError(f"{place}: 'prefix' must be the prompt's token ids; make the sheet again with tools/prepare_exam.py")
+    if not isinstance(options, list) or not options or not all(map(_are_ids, options)):
+        raise CorpusError(f"{place}: 'continuations' must be the token ids of each option; make the sheet again with "
+                          "tools/prepare_exam.py")
+    return [(tuple(prefix + option), len(option)) for option in options]
+
+
+def _are_ids(found: Any) -> bool:
+    return isinstance(found, list) and bool(found) and all(type(number) is int and number >= 0 for number in found)
 
 
 def num_sheet_steps(config: RunConfig, sheet: ExamSheet) -> int:

@@ -27,6 +27,7 @@ def write_comparison(run_folders: Sequence[Path], target: Path) -> Path:
         raise ExamError(f"{len(run_folders)} run folder; a comparison needs at least two")
     runs = [read_run(folder) for folder in run_folders]
     names = _names(runs, run_folders)
+    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
     partial.write_text(render_comparison(runs, names), encoding="utf-8")
     partial.replace(target)

@@ -17,6 +17,7 @@ from typing import Any
 
 import sentencepiece
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
@@ -99,7 +100,7 @@ def load_hf_model(folder: Path | str) -> HfModel:
     folder = Path(folder)
     check_hf_folder(folder)
     tokenizer = load_tokenizer(folder)
-    config = AutoConfig.from_pretrained(folder)
+    config = _load_config(folder)
     if tokenizer.num_pieces > config.vocab_size:
         raise CheckpointError(
             f"{folder}: {tokenizer.num_pieces} pieces in the tokenizer, only {config.vocab_size} rows in the model"
@@ -128,7 +129,8 @@ def check_hf_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json; expected a Hugging Face folder (config.json, *.safetensors)")
     if not list(folder.glob("*.safetensors")):
-        raise CheckpointError(f"{folder}: no *.safetensors; expected a Hugging Face folder with its weights")
+        raise CheckpointError(f"{folder}: no *.safetensors; expected a Hugging Face folder with its weights, as tools/export_hf.py "
+                              "makes of a run")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -181,6 +183,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
                      lambda ids: tokenizer.decode(ids, skip_special_tokens=True), len(tokenizer), tuple(bos))
 
 
+def _load_config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}/config.json: transformers cannot read it: {error}") from None
+
+
 def _load_model(folder: Path) -> PreTrainedModel:
     on_gpu = torch.cuda.is_available()
     try:
@@ -190,7 +199,7 @@ def _load_model(folder: Path) -> PreTrainedModel:
             device_map="auto" if torch.cuda.device_count() > 1 else None,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: transformers cannot load it: {error}") from None
     model, info = loaded
     # transformers only warns of these and goes on with random weights.

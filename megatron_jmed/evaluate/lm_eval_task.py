@@ -15,17 +15,14 @@ from collections import Counter
 from pathlib import Path
 
 from megatron_jmed.evaluate.answer import why_not_scored
-from megatron_jmed.evaluate.exam import load_exam
 from megatron_jmed.evaluate.prompt import option_texts, render_prompt
 from megatron_jmed.evaluate.question import LETTERS, Question
-from megatron_jmed.evaluate.sitting import SittingSettings, candidates_for_demos, draw_demos, find_demos
+from megatron_jmed.evaluate.sitting import SittingSettings, asked_questions, draw_demos
 
 
 def export_task(exam_path: Path, target: Path, name: str, settings: SittingSettings) -> Counter[str]:
     """Write the task and return how many questions were exported and left out, by reason."""
-    exam = load_exam(exam_path, settings.years)
-    questions = exam.questions[: settings.limit]
-    pool = find_demos(candidates_for_demos(exam, exam_path, settings), questions, settings.num_shots) if settings.num_shots else []
+    _, questions, pool = asked_questions(exam_path, settings)
     counts, rows = Counter[str](), []
     for question in questions:
         reason = _why_left_out(question)

@@ -113,6 +113,10 @@ def read_study(
     notes = (
         [f"{len(unfinished)} of {len(paths)} runs were not finished and are left out: {some_of(unfinished)}."] if unfinished else []
     )
+    if absent := sorted({run["name"] for run in (design or {"runs": []})["runs"]} - {path.name for path in paths}):
+        notes.append(f"{len(absent)} runs of the design are not among these: {some_of(absent)}.")
+    if early := [run.name for run in runs if _ends_unvalidated(run)]:
+        notes.append(f"The last validation losses are of a step before the last in {some_of(early)}.")
     found, dropped = _comparable(found)
     return Study(tuple(found), [scaling_points(run) for run in runs], (*notes, *dropped))
 
@@ -130,6 +134,11 @@ def run_folders(folders: Sequence[Path]) -> list[Path]:
     if twice := [name for name, count in names.items() if count > 1]:
         raise ExamError(f"runs are told apart by the names of their folders, and {some_of(twice)} occurs twice; rename one")
     return sorted((path.resolve() for path in found), key=lambda path: path.name)
+
+
+def _ends_unvalidated(run: Run) -> bool:
+    training, validation = run.metrics.training, run.metrics.validation
+    return bool(training and validation) and validation[-1]["step"] < training[-1]["step"]
 
 
 # --- what was read -------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_jmed.errors import ExamError
 from megatron_jmed.evaluate.report_exams import METHOD_NAMES, exam_notes, first_of, interval_text, latest_of_each, percent
 from megatron_jmed.evaluate.report_training import END_RECORDS, finite, is_dense
 from megatron_jmed.evaluate.run import Run, read_run
@@ -26,7 +27,9 @@ class CardWords:
 
 
 def write_card(run_folder: Path, hf_folder: Path, words: CardWords = CardWords()) -> Path:
-    """Write HF_FOLDER/README.md."""
+    """Write HF_FOLDER/README.md; ExamError where the folder is no model's, whose README.md would be written over."""
+    if not (hf_folder / "config.json").is_file():
+        raise ExamError(f"{hf_folder}: no Hugging Face folder (no config.json); give the one that tools/export_hf.py wrote")
     target = hf_folder / "README.md"
     partial = target.with_name("README.md.partial")
     partial.write_text(render_card(read_run(run_folder), words), encoding="utf-8")

@@ -128,3 +128,11 @@ def number_answer(place: str, field: str, marks: Sequence[str]) -> frozenset[str
     if len(numbers) != 1 or numbers[0] is None:
         refuse(place, field, f"{list(marks)!r}; a question without choices wants one number")
     return frozenset([numbers[0]])
+
+
+def write_once(path: Path, text: str) -> None:
+    """Write a file that others will be made of; ExamError where another one stands, such as the exam itself."""
+    if path.exists() and path.read_bytes() != text.encode():
+        raise ExamError(f"{path}: is there already and holds something else; delete it or choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

@@ -59,7 +59,7 @@ def read_run(folder: Path | str) -> Run:
         blend=_read_blend(folder / "blend.json"),
         scores=[load_scores(path) for path in sorted(folder.glob("scores/*.json"))],
         checkpoints=_read_checkpoints(folder / "checkpoints"),
-        facts=_read_object(folder / "run.json"),
+        facts=_read_facts(folder / "run.json"),
     )
 
 
@@ -133,6 +133,14 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ExamError(f"{path}: a {type(value).__name__}; expected a JSON object")
     return value
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    facts = _read_object(path)
+    starts = facts.get("starts", [])
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise ExamError(f"{path}: starts: expected a list of JSON objects, one a start of the run")
+    return facts
 
 
 def _read_blend(path: Path) -> list[dict[str, Any]]:

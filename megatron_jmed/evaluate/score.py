@@ -120,13 +120,19 @@ def _passing(records: list[Record], methods: Sequence[str], rules: dict[int | No
     }
 
 
-def compare_records(records: Sequence[Record], base: dict[str, Any], methods: Sequence[str], name: str) -> dict[str, Any]:
-    """Paired comparison with a base model's scores file on the same questions; ExamError where they are not the same."""
-    theirs = {r["id"]: r for r in base["questions"]}
-    if {r["id"] for r in records} != set(theirs):
-        raise ExamError(f"{name}: holds {len(theirs)} questions that are not the {len(records)} asked here; compare the same exam")
+def check_comparable(ids: Sequence[str], base: dict[str, Any], methods: Sequence[str], name: str) -> None:
+    """ExamError where a base model's scores file holds other questions, or was scored in another way."""
+    theirs = {r.get("id") for r in base.get("questions", ())}
+    if set(ids) != theirs:
+        raise ExamError(f"{name}: holds {len(theirs)} questions that are not the {len(ids)} asked here; compare the same exam")
     if set(methods) != set(base["methods"]):
         raise ExamError(f"{name}: was scored by {', '.join(base['methods'])}, not by {', '.join(methods)}; compare the same way")
+
+
+def compare_records(records: Sequence[Record], base: dict[str, Any], methods: Sequence[str], name: str) -> dict[str, Any]:
+    """Paired comparison with a base model's scores file on the same questions; ExamError where they are not the same."""
+    check_comparable([r["id"] for r in records], base, methods, name)
+    theirs = {r["id"]: r for r in base["questions"]}
     both = [(r, theirs[r["id"]]) for r in records if r["not_scored"] is None and theirs[r["id"]]["not_scored"] is None]
     compared: dict[str, Any] = {"model": base["model"]["name"], "num_questions": len(both)}
     for method in methods:
@@ -162,4 +168,7 @@ def load_scores(path: Path) -> dict[str, Any]:
     missing = sorted(wanted - set(scores))
     if missing:
         raise ExamError(f"{path}: {', '.join(missing)} missing; take the exam again")
+    methods, accuracy = scores["methods"], scores["accuracy"]
+    if not isinstance(methods, list) or not methods or not isinstance(accuracy, dict) or set(methods) - set(accuracy):
+        raise ExamError(f"{path}: accuracy does not have each of the methods {methods}; take the exam again")
     return scores

@@ -17,11 +17,13 @@ from megatron_jmed.evaluate.answer import METHODS, answer_by_likelihood
 from megatron_jmed.evaluate.backend import OptionScores
 from megatron_jmed.evaluate.contamination import read_flags
 from megatron_jmed.evaluate.prompt import Prompt
+from megatron_jmed.evaluate.rows import write_once
 from megatron_jmed.evaluate.score import save_scores, score_records
 from megatron_jmed.evaluate.seam import fit_request, split_at_seam
 from megatron_jmed.evaluate.sitting import SittingSettings, asked_questions, draw_demos, exam_identity
 
 FORMAT = "exam sheet 1"  # as data/exam_sheet.py reads it
+_ANSWERS = {"sheet", "sheet_sha256", "step", "tokens", "precision", "log_likelihoods"}  # as train/exams.py writes them
 _KEPT = ("years", "template", "target", "chat", "num_shots", "seed", "limit")
 
 
@@ -85,26 +87,39 @@ def write_sheet(exam_path: Path, tokenizer: Path, target: Path, settings: Sittin
               "settings": {name: getattr(settings, name) for name in _KEPT},
               "identity": exam_identity(target.stem, writer, questions, pool, settings)}
     lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in (header, *writer.questions)]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text("".join(lines), encoding="utf-8")
+    write_once(target, "".join(lines))
     return len(writer.questions)
+
+
+def _read_answers(path: Path) -> dict[str, Any]:
+    try:
+        answers = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExamError(f"{path}: no answers of a run ({error}); delete it") from None
+    missing = sorted(_ANSWERS - set(answers)) if isinstance(answers, dict) else ["a JSON object"]
+    if missing:
+        raise ExamError(f"{path}: no answers of a run ({', '.join(missing)} missing); delete it")
+    return answers
 
 
 def score_answers(answers_path: Path, target: Path, contamination: Sequence[Path] = (),
                   sheet: Path | None = None) -> dict[str, Any]:
     """Scores (as of `take_exam`) of what the trainer wrote, saved to `target`. `sheet`: where it lies now, if it was moved."""
-    answers = json.loads(answers_path.read_text(encoding="utf-8"))
+    answers = _read_answers(answers_path)
     sheet = sheet or Path(answers["sheet"])
     if not sheet.is_file() or sha256_file(sheet) != answers["sheet_sha256"]:
         raise ExamError(f"{answers_path} answers the sheet {answers['sheet']}, which is no longer there as it was; give it with "
                         "--sheet")
-    header, *lines = [json.loads(line) for line in sheet.read_text(encoding="utf-8").splitlines()]
+    header, *lines = [json.loads(line) for line in sheet.read_text(encoding="utf-8").rstrip("\n").split("\n")]
+    found, num_options = answers["log_likelihoods"], sum(len(line["continuations"]) for line in lines)
+    if len(found) != num_options:
+        raise ExamError(f"{answers_path}: {len(found)} answers to the {num_options} options of {sheet}; delete it")
     words = header["settings"]
     settings = SittingSettings(**words | {"years": tuple(words["years"]) if words["years"] else None})
     exam, questions, pool = asked_questions(Path(header["exam"]), settings)
     name = f"{answers_path.parent.parent.name} at step {answers['step']}"
     model = {"name": name, "fingerprint": answers["sheet_sha256"], "dtype": answers["precision"]}
-    backend = _Recorded(name, model, lines, answers["log_likelihoods"])
+    backend = _Recorded(name, model, lines, found)
     identity = exam_identity(header["name"], backend, questions, pool, settings)
     if identity["exam_fingerprint"] != header["identity"]["exam_fingerprint"]:
         raise ExamError(f"{header['exam']}: no longer the exam that {sheet} was made of; make the sheet again and train with it")

@@ -27,7 +27,7 @@ from megatron_jmed.evaluate.contamination import read_flags
 from megatron_jmed.evaluate.exam import Exam, load_exam
 from megatron_jmed.evaluate.prompt import TEMPLATES, Target
 from megatron_jmed.evaluate.question import Question
-from megatron_jmed.evaluate.score import FORMAT_VERSION, compare_records, load_scores, save_scores, score_records
+from megatron_jmed.evaluate.score import FORMAT_VERSION, check_comparable, compare_records, load_scores, save_scores, score_records
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ def take_exam(
     _check(target, settings)
     exam, questions, pool = asked_questions(exam_path, settings)
     base = load_scores(settings.base) if settings.base else None
+    if base:
+        check_comparable([q.id for q in questions], base, METHODS[settings.way], str(settings.base))
     flags = read_flags(settings.contamination, [q.id for q in questions]) if settings.contamination else {}
     backend = load_backend(address, settings.engine, settings.model)
     identity = exam_identity(target.stem, backend, questions, pool, settings)
@@ -95,6 +97,8 @@ def _check(target: Path, settings: SittingSettings) -> None:
         raise ExamError(f"template {settings.template!r}; choose from {', '.join(TEMPLATES)}")
     if settings.batch_size < 1:
         raise ExamError(f"batch_size is {settings.batch_size}; at least 1 question shares a batch")
+    if settings.max_new_tokens < 1:
+        raise ExamError(f"max_new_tokens is {settings.max_new_tokens}; an answer has at least 1")
 
 
 def _sit(
@@ -127,12 +131,24 @@ def _answer(backend: Backend, asked: list[tuple[Question, list[Question]]], sett
     return answer_by_likelihood(backend, asked, settings.template, settings.target, settings.chat)
 
 
+def years_of(text: str) -> tuple[int, ...]:
+    """The years of a command line; ExamError for what is no list of them."""
+    try:
+        return tuple(int(year) for year in text.split(","))
+    except ValueError:
+        raise ExamError(f"--years {text}: give years with commas between, such as 2018,2019") from None
+
+
 def asked_questions(exam_path: Path | str, settings: SittingSettings) -> tuple[Exam, list[Question], list[Question]]:
     """(the exam, what is asked of it, what solved examples are drawn from)."""
+    if settings.limit is not None and settings.limit < 1:
+        raise ExamError(f"limit is {settings.limit}; at least 1 question must be asked")
+    if settings.num_shots < 0:
+        raise ExamError(f"num_shots is {settings.num_shots}; give 0 or more solved examples")
     exam = load_exam(exam_path, settings.years)
     questions = exam.questions[: settings.limit]
     if not questions:
-        raise ExamError(f"limit is {settings.limit}; at least 1 question must be asked")
+        raise ExamError(f"{exam_path}: an exam without a question")
     if not settings.num_shots:
         return exam, questions, []
     return exam, questions, find_demos(candidates_for_demos(exam, exam_path, settings), questions, settings.num_shots)
@@ -210,10 +226,21 @@ def _resume(partial: Path, identity: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     try:
         header, *records = [json.loads(line) for line in whole.split("\n")]
-    except json.JSONDecodeError as error:
+        if not all(isinstance(line, dict) for line in (header, *records)):
+            raise ValueError("a line that is no object")
+    except ValueError as error:
         raise ExamError(f"{partial}: broken ({error}); delete it and take the exam again") from None
     _check_same(partial, header, identity)
     return records
+
+
+def check_same_exam(path: Path, exam_path: Path | str, settings: SittingSettings) -> None:
+    """ExamError where a scores file holds other questions than would be asked, or asked in another way."""
+    _, questions, pool = asked_questions(exam_path, settings)
+    wanted = {"exam_fingerprint": _fingerprint(questions), "template": settings.template, "num_shots": settings.num_shots,
+              "chat": settings.chat or TEMPLATES[settings.template].is_chat, "demos_fingerprint": _fingerprint(pool)}
+    scores = load_scores(path)
+    _check_same(path, {key: scores.get(key) for key in wanted}, wanted)
 
 
 def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

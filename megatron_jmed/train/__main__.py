@@ -8,13 +8,15 @@ import argparse
 import sys
 
 from megatron_jmed.config import load_config
-from megatron_jmed.errors import run_tool
+from megatron_jmed.errors import ConfigError, run_tool
 
 
 def main() -> None:
     arguments = _arguments()
     config = load_config(arguments.config, arguments.changes)
-    if arguments.dry_run:
+    if arguments.dry_run is not None:
+        if arguments.dry_run < 1:
+            raise ConfigError(f"--dry-run {arguments.dry_run}: a number of ranks begins at 1")
         from megatron_jmed.train.dry_run import print_plan
 
         print_plan(config, arguments.dry_run)

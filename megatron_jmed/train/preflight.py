@@ -4,6 +4,7 @@ Every rank runs it on the same files, so all ranks fail together and alike.
 """
 
 import importlib.util
+import json
 import os
 import shutil
 from pathlib import Path
@@ -38,7 +39,7 @@ def check_before_start(config: RunConfig, world_size: int) -> tuple[list[TokenSe
     except (CheckpointError, ConfigError) as error:
         found.append(str(error))
         error_type = type(error)
-    found += _exam_problems(config, token_sets)
+    found += _exam_problems(config, token_sets) + _folder_problems(config)
     found += _tokenizer_problems(checkpoint, token_sets) + _epoch_problems(config, token_sets)
     if not problems(config, world_size):
         try:
@@ -54,13 +55,16 @@ def check_before_start(config: RunConfig, world_size: int) -> tuple[list[TokenSe
 
 
 def _exam_problems(config: RunConfig, token_sets: list[TokenSet]) -> list[str]:
-    found = []
+    found, paths = [], {}
     for path in config.exams.sheets:
         try:
             sheet = load_sheet(path, config.model.vocab_size, config.budget.seq_length)
         except CorpusError as error:
             found.append(str(error))
             continue
+        if (other := paths.setdefault(sheet.name, path)) != path:
+            found.append(f"exam sheets {other} and {path} are both called {sheet.name!r}, so one's answers would replace the "
+                         "other's; make one again under another name")
         others = {token_set.tokenizer_sha256 for token_set in token_sets} - {sheet.tokenizer_sha256}
         if others:
             found.append(f"exam sheet {path} was made with another tokenizer than the token sets; make it again with theirs")
@@ -79,6 +83,24 @@ def _find_beginning(config: RunConfig) -> tuple[Path | None, CheckpointState | N
     if resumed:
         changed_words(RunFolder(config.run_folder), config)
     return checkpoint, state
+
+
+def _folder_problems(config: RunConfig) -> list[str]:
+    """A folder that cannot be written to, or of something else, whose config.json the run would write over."""
+    path = RunFolder(config.run_folder).config
+    existing = next(parent for parent in (path.parent.absolute(), *path.parent.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        what = "cannot be written to" if existing.is_dir() else "is a file"
+        return [f"run_folder={config.run_folder}: {existing} {what}; name another folder"]
+    try:
+        words = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        return [f"run_folder={config.run_folder}: {path} cannot be read ({error}); name another folder"]
+    if isinstance(words, dict) and "run_folder" in words:
+        return []
+    return [f"run_folder={config.run_folder}: its config.json is not a run's, and would be written over; name another folder"]
 
 
 def _disk_problems(config: RunConfig) -> list[str]:

@@ -75,6 +75,18 @@ def test_what_cannot_be_converted_is_refused_by_name(words, said, change_words):
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(("words", "said"), [
+    ({"hidden_size": "wide"}, "hidden_size='wide' (must be a whole number above 0)"),
+    ({"num_attention_heads": 0}, "num_attention_heads=0 (must be a whole number above 0)"),
+    ({"num_key_value_heads": -1}, "num_key_value_heads=-1 (must"),
+    ({"rms_norm_eps": "small"}, "rms_norm_eps='small' (must be a number above 0)"),
+])
+def test_a_word_of_another_kind_is_refused_by_name(words, said, change_words):
+    with pytest.raises(CheckpointError) as error:
+        model_from_hf_config(change_words(**words))
+    assert said in str(error.value)
+
+
 def test_everything_that_cannot_be_converted_is_named_at_once(change_words):
     with pytest.raises(CheckpointError) as error:
         model_from_hf_config(change_words(sliding_window=1, hidden_act="gelu", vocab_size=...))

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from megatron_jmed.convert import stored
+from megatron_jmed.convert.parts import Part, write_parts
 from megatron_jmed.convert.source import open_weights
 from megatron_jmed.convert.torch_dist import CheckpointReader
 from megatron_jmed.convert.upcycle import Upcycled, UpcycleSettings
@@ -127,6 +128,15 @@ def test_checksums_of_both_folders_are_those_of_the_tensors(mixtral, tmp_path):
 
 
 # ---- interrupted
+
+
+def test_a_full_disk_that_torchs_writer_hides_is_named(tmp_path):
+    def write(file, advance):
+        with open("/dev/full", "wb", buffering=0) as full:
+            torch.save(torch.ones(1 << 16), full)
+
+    with pytest.raises(CheckpointError, match=r"one.partial: No space left on device; what is finished stays"):
+        write_parts(tmp_path, [Part("one", 1, write)], 1, "checkpoint")
 
 
 @pytest.mark.parametrize("slices", [0, 1, 9, 20, 26])

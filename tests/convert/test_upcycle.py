@@ -140,7 +140,8 @@ def test_noise_has_the_stated_size(llama):
         assert (ours - theirs).std().item() == pytest.approx(0.1 * theirs.std().item(), rel=0.1)
 
 
-@pytest.mark.parametrize(("settings", "said"), [({"ratio": 1.5}, "ratio=1.5"), ({"router_topk": 5}, "router_topk=5"),
+@pytest.mark.parametrize(("settings", "said"), [({"ratio": 1.5}, "ratio=1.5"), ({"aux_loss_coeff": -1.0}, "aux_loss_coeff=-1.0"),
+                                                ({"router_topk": 5}, "router_topk=5"),
                                                 ({"num_experts": 0}, "num_experts=0"), ({"noise": -1.0}, "noise=-1.0")])
 def test_settings_that_cannot_work_are_refused(llama, settings, said):
     with pytest.raises(ConfigError, match=said):

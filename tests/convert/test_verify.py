@@ -168,6 +168,12 @@ def test_text_that_cannot_be_read_is_named(with_tokenizer, content, said):
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
+def test_no_tokens_are_no_comparison(with_tokenizer):
+    folder, checkpoint, text = with_tokenizer
+    done = run(folder, checkpoint, "--logits", text, "--tokens", 0)
+    assert done.returncode == 2 and "--tokens 0: read at least 2" in done.stderr
+
+
 def run(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, str(TOOL), *map(str, arguments)], capture_output=True, text=True, timeout=200)
 

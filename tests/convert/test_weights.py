@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from transformers import MixtralForCausalLM
 
 import megatron_jmed.parallel  # noqa: F401  (the CPU patches come before Megatron-Core)
+from megatron_jmed.config import recipe_config
 from megatron_jmed.convert.hf import INDEX_NAME
 from megatron_jmed.convert.names import rows
 from megatron_jmed.convert.torch_dist import CheckpointReader
-from megatron_jmed.convert.weights import export_hf, import_hf
+from megatron_jmed.convert.weights import _check_tokenizer, export_hf, import_hf
 from megatron_jmed.errors import CheckpointError
 from megatron_jmed.model.build import build_data_parallel_model
 from megatron_jmed.run_folder import STATE_NAME, CheckpointState, load_state
@@ -366,3 +367,11 @@ def test_export_writes_the_tokenizer_and_its_special_ids(checkpoint, token_folde
 def test_tokenizer_with_more_pieces_than_the_model_has_is_refused(checkpoint, token_folder, tmp_path):
     message = refused_export(checkpoint, tmp_path, token_folder / "tokenizer.model")
     assert "2000 pieces" in message and "300" in message
+
+
+def test_tokenizer_of_another_vocabulary_is_refused_but_not_padding(token_folder):
+    tokenizer, model = token_folder / "tokenizer.model", recipe_config("tiny").model
+    for vocabulary in (2000, 2048):  # both are 2048 rows
+        _check_tokenizer(tokenizer, model.model_copy(update={"vocab_size": vocabulary}))
+    with pytest.raises(CheckpointError, match="2000 pieces, the model's vocabulary 2100: not its tokenizer"):
+        _check_tokenizer(tokenizer, model.model_copy(update={"vocab_size": 2100}))

@@ -160,3 +160,9 @@ def test_tool_says_that_a_good_file_is_good(tmp_path):
     done = run(tmp_path / "chat.jsonl")
     assert done.returncode == 0 and "every record is a conversation" in done.stdout, done.stderr
     assert run(tmp_path / "chat.jsonl", "--template", tmp_path).returncode == 2
+
+
+def test_an_empty_file_is_no_success(tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    done = subprocess.run([sys.executable, str(TOOL), str(tmp_path / "empty.jsonl")], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "empty.jsonl holds no record" in done.stderr

@@ -394,3 +394,12 @@ def test_real_questions_are_found_in_real_documents(shared_data, real) -> None:
 def test_no_real_document_is_flagged(shared_data, real, name) -> None:
     flagged = [document.id for document in read_documents(shared_data / "corpora" / name) if real[1].find(document.text)]
     assert not flagged
+
+
+def test_an_exam_that_is_a_file_or_lacks_a_field_is_named(tmp_path):
+    path = tmp_path / "exam.jsonl"
+    path.write_text('{"question": "Q?", "choices": ["one", "two"]}\n')
+    with pytest.raises(CorpusError, match=r"exam.jsonl: a file; give the folder that holds it"):
+        exam_texts(path)
+    with pytest.raises(CorpusError, match=r"exam.jsonl:1: no field 'id'; expected an object with id, question, choices"):
+        exam_texts(tmp_path)

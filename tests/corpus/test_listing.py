@@ -135,3 +135,9 @@ def test_tool_lists_and_refuses(texts_ja, settings, tmp_path) -> None:
     assert done.returncode == 0 and str(listing_folder(tmp_path / "set")) in done.stdout, done.stderr
     done = subprocess.run([*command, str(texts_ja.parent)], capture_output=True, text=True, timeout=100)
     assert done.returncode == 2 and "Traceback" not in done.stderr and "manifest" in done.stderr
+
+
+def test_nobody_cannot_list(texts_ja, settings, tmp_path) -> None:
+    tokenize(texts_ja, tmp_path / "set", settings())
+    with pytest.raises(CorpusError, match="--workers 0 is too small"):
+        list_documents(tmp_path / "set", 0)

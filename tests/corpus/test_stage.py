@@ -377,3 +377,10 @@ def test_another_text_field_becomes_text(tmp_path: Path) -> None:
 def test_a_spawned_run_needs_no_torch(source: Path) -> None:
     code = "import sys, megatron_jmed.corpus.stage, megatron_jmed.corpus.clean; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_source_whose_text_has_another_name_is_no_empty_result(tmp_path):
+    (tmp_path / "source.jsonl").write_text('{"body": "one"}\n{"body": "two"}\n')
+    with pytest.raises(CorpusError, match=r"no record of .*source.jsonl is a document \(\{'missing_text': 2\}\).*--text-field"):
+        run(tmp_path / "source.jsonl", tmp_path / "target")
+    assert not (tmp_path / "target" / MANIFEST_NAME).exists()

@@ -251,9 +251,12 @@ def run(*arguments, code: int = 0) -> subprocess.CompletedProcess:
 def test_tool_answers_on_the_terminal_and_in_json(config_for, replayed, with_listings, tmp_path):
     config = config_for(12, "data.skip_steps=[4]")
     replay, _, _ = replayed(config)
-    path, answer = tmp_path / "run", tmp_path / "answer.json"  # the run folder
+    path, answer = tmp_path / "run", tmp_path / "answers/answer.json"  # the run folder
     (path / "config.json").write_text(config.model_dump_json())
 
+    assert "give one step, or the first and the last" in run(path, "--steps", 1, 2, 4, code=2).stderr
+    missing = run(tmp_path / "nowhere", "--steps", 1, code=2).stderr
+    assert "nowhere: no .toml experiment, no config.json of a run, no recipe" in missing
     out = run(path, "--steps", 3, 4, "--json", answer).stdout
     steps = json.loads(answer.read_text())["steps"]
     assert [(step["step"], step["is_skipped"], len(step["sequences"])) for step in steps] == [(3, False, BATCH), (4, True, BATCH)]

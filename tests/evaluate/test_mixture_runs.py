@@ -174,6 +174,15 @@ def test_folders_that_cannot_be_studied_are_named(runs, tmp_path, corpus):
         read_study([runs / "a"])
 
 
+def test_runs_that_are_not_there_and_validation_before_the_end_are_noted(runs):
+    assert read_study([runs]).notes == read_study([runs], design={"runs": [{"name": n, "is_base": True} for n in "abc"]}).notes
+    notes = read_study([runs], design={"runs": [{"name": n, "is_base": True} for n in "abcdx"]}).notes
+    assert "2 runs of the design are not among these: d; x." in notes
+    with open(runs / "b/metrics.jsonl", "a") as file:
+        file.write('{"step": 99, "tokens": 99000, "loss": 4.0}\n')
+    assert "The last validation losses are of a step before the last in b." in read_study([runs]).notes
+
+
 def test_features_that_differ_are_refused(runs):
     blend = json.loads((runs / "a/blend.json").read_text())
     blend["sources"][1]["lang"] = "fr"
@@ -253,5 +262,10 @@ def test_cloze_tool_says_what_is_missing(tmp_path, samples, monkeypatch, capsys)
     assert target.read_bytes() == first and "20 questions from 43 documents" in capsys.readouterr().out
     with pytest.raises(CorpusError, match=r"43 documents give \d+ questions, and 500 are asked"):
         call(texts, str(target), "--questions", "500", "--valid-ratio", "0.1")
+    with pytest.raises(ExamError, match="is there already and holds something else"):
+        call(texts, str(target), "--questions", "21", "--valid-ratio", "0.1")
+    assert target.read_bytes() == first
+    with pytest.raises(CorpusError, match="--context-characters 0"):
+        call(texts, str(tmp_path / "other.jsonl"), "--questions", "5", "--context-characters", "0")
     with pytest.raises(CorpusError, match=r"give a name such as cloze\.jsonl"):
         call(texts, str(tmp_path / "cloze.txt"), "--questions", "5")

@@ -106,6 +106,11 @@ def test_report_tells_plan_course_comparison_contamination_and_versions(tmp_path
 def test_card_has_the_metadata_that_the_hub_reads(tmp_path: Path, samples: SimpleNamespace) -> None:
     run = make_run(tmp_path / "run", samples)
     (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/README.md").write_text("of something else")
+    with pytest.raises(ExamError, match=r"hf: no Hugging Face folder \(no config.json\)"):
+        write_card(run, tmp_path / "hf")
+    assert (tmp_path / "hf/README.md").read_text() == "of something else"
+    (tmp_path / "hf/config.json").write_text("{}")
     card = write_card(run, tmp_path / "hf", CardWords("apache-2.0", "llm-jp/llm-jp-3-8x13b")).read_text(encoding="utf-8")
     _, block, text = card.split("---\n", 2)
     metadata = yaml.safe_load(block)

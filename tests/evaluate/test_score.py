@@ -136,6 +136,10 @@ def test_scores_file_round_trip_and_refusals(tmp_path: Path) -> None:
     path.write_text(json.dumps(scores | {"format_version": 7}), encoding="utf-8")
     with pytest.raises(ExamError, match="format_version is 7; expected 2"):
         load_scores(path)
+    for damage in ({"accuracy": 5}, {"methods": []}, {"accuracy": {}}):
+        path.write_text(json.dumps(scores | damage), encoding="utf-8")
+        with pytest.raises(ExamError, match="accuracy does not have each of the methods"):
+            load_scores(path)
     path.write_text('{"format_version": 2', encoding="utf-8")
     with pytest.raises(ExamError, match=r"igakuqa\.json: no scores file"):
         load_scores(path)

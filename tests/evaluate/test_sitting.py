@@ -11,14 +11,14 @@ import pytest
 
 from megatron_jmed.corpus.chat import Turn, llmjp_template
 from megatron_jmed.corpus.decontaminate import decontaminate
-from megatron_jmed.errors import ExamError
+from megatron_jmed.errors import CheckpointError, ExamError
 from megatron_jmed.evaluate import sitting
 from megatron_jmed.evaluate.answer import answer_by_generation
 from megatron_jmed.evaluate.exam import load_exam
 from megatron_jmed.evaluate.hf_model import HfModel, load_hf_model
 from megatron_jmed.evaluate.prompt import Prompt, option_texts, render_prompt
 from megatron_jmed.evaluate.question import Question
-from megatron_jmed.evaluate.sitting import SittingSettings, take_exam
+from megatron_jmed.evaluate.sitting import SittingSettings, check_same_exam, take_exam, years_of
 
 SHARED = Path(os.environ.get("MEGATRON_JMED_SHARED", Path(__file__).parents[3] / "shared"))
 REAL_EXAM = SHARED / "data/exams/igakuqa"
@@ -273,3 +273,56 @@ def test_the_real_exam_answered_by_its_key_is_passed(tmp_path: Path, monkeypatch
     assert scores["accuracy"]["generated"]["points"] == 499 == scores["accuracy"]["generated"]["points_possible"]
     assert scores["format"]["compliance"] == 1 and scores["passing"]["2018"]["generated"]["passed"] is True
     assert scores["accuracy"]["generated"]["num_forbidden_picked"] == 0
+
+
+# --- what cannot be meant ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ({"limit": -1}, "limit is -1; at least 1"),
+    ({"limit": 0}, "limit is 0; at least 1"),
+    ({"num_shots": -1}, "num_shots is -1"),
+    ({"way": "generate", "max_new_tokens": 0}, "max_new_tokens is 0"),
+])
+def test_numbers_that_cannot_be_meant_are_refused(words, said, exam_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExamError, match=said):
+        take_exam("nowhere", exam_folder, tmp_path / "exam.json", SittingSettings(**words))
+
+
+def test_a_damaged_model_is_named(hf_folder: Path, exam_folder: Path, tmp_path: Path) -> None:
+    for name, content in (("model.safetensors", b"short"), ("config.json", b"{")):
+        folder = tmp_path / name
+        folder.mkdir()
+        for path in hf_folder.iterdir():
+            (folder / path.name).symlink_to(path)
+        (folder / name).unlink()
+        (folder / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"{folder}.*: transformers cannot"):
+            take_exam(folder, exam_folder, tmp_path / "exam.json")
+
+
+def test_another_exam_than_the_bases_is_refused_before_it_is_taken(hf_folder: Path, exam_folder: Path, tmp_path: Path) -> None:
+    take_exam(hf_folder, exam_folder, tmp_path / "base.json", SittingSettings(limit=1))
+    with pytest.raises(ExamError, match="holds 1 questions that are not the 2 asked here"):
+        take_exam("nowhere", exam_folder, tmp_path / "exam.json", SittingSettings(limit=2, base=tmp_path / "base.json"))
+    check_same_exam(tmp_path / "base.json", exam_folder, SittingSettings(limit=1))
+    with pytest.raises(ExamError, match="base.json: belongs to another sitting"):
+        check_same_exam(tmp_path / "base.json", exam_folder, SittingSettings(limit=2))
+
+
+def test_a_partial_file_of_something_else_is_refused(hf_folder: Path, exam_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "exam.partial.jsonl").write_text("[]\n")
+    with pytest.raises(ExamError, match=r"exam.partial.jsonl: broken \(a line that is no object\)"):
+        take_exam(hf_folder, exam_folder, tmp_path / "exam.json", SittingSettings(limit=1))
+
+
+def test_years_are_numbers_with_commas() -> None:
+    assert years_of("2018,2019") == (2018, 2019)
+    with pytest.raises(ExamError, match="--years 2018-2020: give years with commas"):
+        years_of("2018-2020")
+
+
+def test_an_exam_without_a_question_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "exam.json").write_text("[]")
+    with pytest.raises(ExamError, match="exam.json: an exam without a question"):
+        take_exam("nowhere", tmp_path / "exam.json", tmp_path / "scores.json")

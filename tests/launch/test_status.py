@@ -105,6 +105,22 @@ def test_no_run_folder(say, tmp_path: Path):
     assert answer.returncode == 2 and "is no run folder: it has no config.json" in answer.stderr
 
 
+def test_damaged_files_are_named(say, config, tmp_path: Path):
+    run = write_run(tmp_path / "runs/a", config, 12)
+    (run / "segments.jsonl").unlink()
+    assert f"{run}: begun without a job" in say(run).stdout
+    (run / "stopped").touch()
+    assert f"{run}: stopped" in say(run).stdout
+    text = (run / "metrics.jsonl").read_text()
+    for damage in ('{"step": 1, "los\n', "[1]\n"):
+        (run / "metrics.jsonl").write_text(damage + text)
+        answer = say(run)
+        assert answer.returncode == 2 and f"error: {run}/metrics.jsonl: " in answer.stderr and "is damaged" in answer.stderr
+    (tmp_path / "sweep.json").write_text("{}")
+    answer = say(tmp_path)
+    assert answer.returncode == 2 and "sweep.json: does not list a sweep's runs" in answer.stderr
+
+
 def test_points_of_a_grid_over_experiments_and_words(experiment: Path, tmp_path: Path):
     other = tmp_path / "other.toml"
     other.write_text(experiment.read_text().replace("micro_batch_size = 2", "micro_batch_size = 1"))

@@ -1,6 +1,7 @@
 """Does submit.py refuse what cannot work before anything is queued, and write what the job script needs? Without Slurm."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
 from launch.cluster import CLUSTERS, load_cluster, walltime_seconds
+from launch.run_files import take_snapshot
 from launch.submit import main
 from megatron_jmed.config import load_config
 from megatron_jmed.errors import ConfigError, run_tool
@@ -322,3 +324,12 @@ def test_a_wrong_cluster_file_is_explained(tmp_path: Path, old: str, new: str, c
 
 def test_walltime_in_seconds():
     assert [walltime_seconds(text) for text in ("00:01:02", "24:00:00", "1-02:03:04")] == [62, 86_400, 93_784]
+
+
+def test_code_that_cannot_be_copied_is_said_in_one_line(tmp_path, monkeypatch):
+    def full(source, target, ignore):
+        raise shutil.Error([(str(source), str(target), "[Errno 28] No space left on device: 'x'")])
+
+    monkeypatch.setattr("shutil.copytree", full)
+    with pytest.raises(ConfigError, match="the code cannot be copied to .*No space left on device"):
+        take_snapshot(tmp_path / "code")

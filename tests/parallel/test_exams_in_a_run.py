@@ -80,7 +80,7 @@ def test_bad_sheets_are_refused_before_anything_starts(answered, tmp_path):
     with pytest.raises(CorpusError, match="is beyond model.vocab_size=100"):
         load_sheet(answered / SHEET, 100, 128)
     (tmp_path / "no.jsonl").write_text("{}\n")
-    with pytest.raises(CorpusError, match="no exam sheet; make it with tools/prepare_exam.py"):
+    with pytest.raises(CorpusError, match="no exam sheet, its first line is no header .*make it with tools/prepare_exam.py"):
         load_sheet(tmp_path / "no.jsonl", 100, 128)
     with pytest.raises(CorpusError, match="does not exist"):
         load_sheet(tmp_path / "nowhere.jsonl", 100, 128)
