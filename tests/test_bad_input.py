@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_jmed.config import load_config, recipe_config, save_config
-from megatron_jmed.corpus.tokens import load_token_set
+from megatron_jmed.corpus.token_set import load_token_set
 from megatron_jmed.data.exam_sheet import FORMAT
 from megatron_jmed.errors import run_tool
 from megatron_jmed.run_folder import CheckpointState, RunFolder, begin_checkpoint, finish_checkpoint

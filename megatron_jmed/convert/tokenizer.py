@@ -13,6 +13,7 @@ import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import Unigram
 
+from megatron_jmed.corpus.sentencepiece_model import open_sentencepiece
 from megatron_jmed.errors import CheckpointError
 
 _SPACE = "\u2581"  # SentencePiece's visible space
@@ -25,7 +26,7 @@ def special_token_ids(tokenizer: Path | None) -> dict[str, int]:
     """bos, eos and pad id for config.json; LLM-jp's where no tokenizer is given."""
     if tokenizer is None:
         return {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 4}
-    model = _load(tokenizer)
+    model = open_sentencepiece(tokenizer)
     ids = {"bos_token_id": model.bos_id(), "eos_token_id": model.eos_id()}
     if model.PieceToId("<PAD>") != model.unk_id():
         ids["pad_token_id"] = model.PieceToId("<PAD>")
@@ -33,12 +34,12 @@ def special_token_ids(tokenizer: Path | None) -> dict[str, int]:
 
 
 def num_pieces(tokenizer: Path) -> int:
-    return _load(tokenizer).get_piece_size()
+    return open_sentencepiece(tokenizer).get_piece_size()
 
 
 def token_ids(tokenizer: Path, text: Path) -> list[int]:
     """<s> and the ids of a text file, as in pre-training; CheckpointError if the file is empty or no text."""
-    model = _load(tokenizer)
+    model = open_sentencepiece(tokenizer)
     try:
         words = text.read_text(encoding="utf-8")
     except (FileNotFoundError, UnicodeDecodeError) as error:
@@ -59,7 +60,7 @@ def leaves_out_bos(folder: Path | None) -> bool:
 
 def write_tokenizer(tokenizer: Path, folder: Path) -> dict[str, int]:
     """Write the tokenizer files into `folder` and return its special ids."""
-    model = _load(tokenizer)
+    model = open_sentencepiece(tokenizer)
     shutil.copyfile(tokenizer, folder / "tokenizer.model")
     fast = _fast_tokenizer(model)
     if fast.encode(_PROBE).ids[1:] != model.encode(_PROBE):
@@ -88,12 +89,3 @@ def _fast_tokenizer(model: sentencepiece.SentencePieceProcessor) -> Tokenizer:
     fast.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, model.bos_id())])
     return fast
-
-
-def _load(tokenizer: Path) -> sentencepiece.SentencePieceProcessor:
-    if not tokenizer.is_file():
-        raise CheckpointError(f"{tokenizer}: no such file; give a SentencePiece .model file")
-    try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
-    except (RuntimeError, OSError) as error:
-        raise CheckpointError(f"{tokenizer}: not a SentencePiece model: {error}") from None

@@ -9,9 +9,8 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 
-from megatron_jmed.errors import CorpusError
+from megatron_jmed.corpus.sentencepiece_model import open_sentencepiece
 
 SCRIPTS = ("kanji", "hiragana", "katakana", "latin", "digits", "punctuation", "space", "other")
 SPACE_MARK = "▁"
@@ -42,10 +41,7 @@ class PieceTable:
     """What each id of a SentencePiece model contributes to a decoded text."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            self.processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (RuntimeError, OSError) as error:
-            raise CorpusError(f"tokenizer {path} is not a SentencePiece model: {error}") from None
+        self.processor = open_sentencepiece(path)
         size = len(self.processor)
         self.size = size
         self.is_special = np.array([self.processor.is_control(i) for i in range(size)])

@@ -23,6 +23,7 @@ import sentencepiece
 from megatron_jmed.corpus.document import read_documents
 from megatron_jmed.corpus.indexed import token_dtype
 from megatron_jmed.corpus.manifest import sha256_file
+from megatron_jmed.corpus.sentencepiece_model import open_sentencepiece
 from megatron_jmed.errors import CorpusError
 from megatron_jmed.native import VERSION, NativeUnavailable, load_unigram, sums_in_double
 
@@ -59,12 +60,7 @@ class Encoder:
     """
 
     def __init__(self, path: Path, bos: bool, eos: bool, engine: Engine = "auto", family: Family = "float") -> None:
-        if not path.is_file():
-            raise CorpusError(f"tokenizer {path} does not exist; give a SentencePiece .model file or a Hugging Face tokenizer.json")
-        try:
-            self.processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (RuntimeError, OSError) as error:
-            raise CorpusError(f"tokenizer {path} is not a SentencePiece model: {error}") from None
+        self.processor = open_sentencepiece(path)
         self.path = path
         self.family = family
         self.dtype = token_dtype(len(self.processor))

@@ -15,13 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from megatron_jmed.corpus.chat import ChatTemplate, Turn, llmjp_template, load_template
+from megatron_jmed.corpus.sentencepiece_model import open_sentencepiece
 from megatron_jmed.errors import CheckpointError
 from megatron_jmed.evaluate.backend import OptionScores
 from megatron_jmed.evaluate.prompt import Prompt
@@ -163,10 +163,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """tokenizer.model where there is one (it decides, see convert/tokenizer.py), else what transformers reads."""
     path = folder / "tokenizer.model"
     if path.is_file():
-        try:
-            pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: no SentencePiece model ({error})") from None
+        pieces = open_sentencepiece(path)
         bos = [pieces.bos_id()] if pieces.bos_id() >= 0 else []
         num_pieces = pieces.vocab_size()
         return Tokenizer(lambda text: bos + pieces.encode(text),

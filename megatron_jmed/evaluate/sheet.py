@@ -12,6 +12,7 @@ from typing import Any
 
 from megatron_jmed.corpus.chat import Turn, llmjp_template
 from megatron_jmed.corpus.manifest import sha256_file
+from megatron_jmed.corpus.sentencepiece_model import open_sentencepiece
 from megatron_jmed.errors import ExamError
 from megatron_jmed.evaluate.answer import METHODS, answer_by_likelihood
 from megatron_jmed.evaluate.backend import OptionScores
@@ -31,12 +32,7 @@ class _Writer:
     """A back end that writes down what it is asked."""
 
     def __init__(self, tokenizer: Path, max_tokens: int):
-        import sentencepiece
-
-        try:
-            self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
-        except (OSError, RuntimeError) as error:
-            raise ExamError(f"{tokenizer}: no SentencePiece model ({error})") from None
+        self._pieces = open_sentencepiece(tokenizer)
         self.name, self.identity, self._max_tokens = str(tokenizer), {"name": "sheet"}, max_tokens
         self._bos = [self._pieces.bos_id()] if self._pieces.bos_id() >= 0 else []
         self.questions: list[dict[str, Any]] = []

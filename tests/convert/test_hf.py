@@ -18,7 +18,7 @@ from megatron_jmed.convert.hf_config import hf_config, model_from_hf_config
 from megatron_jmed.convert.tokenizer import special_token_ids, write_tokenizer
 from megatron_jmed.convert.weights import export_hf, import_hf
 from megatron_jmed.corpus.document import read_documents
-from megatron_jmed.errors import CheckpointError
+from megatron_jmed.errors import CheckpointError, CorpusError
 
 
 def test_config_of_transformers_becomes_our_words(mixtral):
@@ -182,12 +182,12 @@ def test_special_ids_are_those_of_the_tokenizer_or_llmjps(token_folder):
     assert special_token_ids(None) == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 4}
 
 
-@pytest.mark.parametrize(("content", "said"), [(None, "no such file"), (b"\x00broken", "not a SentencePiece model")])
+@pytest.mark.parametrize(("content", "said"), [(None, "does not exist"), (b"\x00broken", "not a SentencePiece model")])
 def test_missing_or_broken_tokenizer_is_refused(content, said, tmp_path):
     path = tmp_path / "x.model"
     if content:
         path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CorpusError, match=said):
         write_tokenizer(path, tmp_path)
 
 

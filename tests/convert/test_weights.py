@@ -371,7 +371,7 @@ def test_tokenizer_with_more_pieces_than_the_model_has_is_refused(checkpoint, to
 
 def test_tokenizer_of_another_vocabulary_is_refused_but_not_padding(token_folder):
     tokenizer, model = token_folder / "tokenizer.model", recipe_config("tiny").model
-    for vocabulary in (2000, 2048):  # both are 2048 rows
-        _check_tokenizer(tokenizer, model.model_copy(update={"vocab_size": vocabulary}))
+    for vocabulary, divisor in ((2000, 128), (2048, 128), (2016, 8)):  # the last is padded to another multiple than ours
+        _check_tokenizer(tokenizer, model.model_copy(update={"vocab_size": vocabulary, "vocab_divisor": divisor}))
     with pytest.raises(CheckpointError, match="2000 pieces, the model's vocabulary 2100: not its tokenizer"):
         _check_tokenizer(tokenizer, model.model_copy(update={"vocab_size": 2100}))
