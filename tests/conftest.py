@@ -1,12 +1,14 @@
 """What several folders of tests share."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 REPO = Path(__file__).parents[1]
+HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
 # These files take minutes each, whatever they count in tests: begun last, one of them would keep a single worker busy at the end.
 LONGEST_FILES = ("test_story.py", "test_index_cache.py", "test_fp8.py", "test_interruptions.py", "test_mixture_story.py")
 
@@ -15,6 +17,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first (`--no-loadscope-reorder` keeps it so), the others in their order."""
     place = {name: number for number, name in enumerate(LONGEST_FILES)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """A test that trains in this process has the signals of a job ignored in the end: the next test gets them back."""
+    yield
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

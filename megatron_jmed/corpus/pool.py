@@ -74,8 +74,12 @@ def fewer_workers(num_workers: int) -> Callable[[], str]:
 
 
 def _follow_parent() -> None:
-    """Let Ctrl-C be the parent's business, and end this worker if the parent is killed."""
+    """Let Ctrl-C be the parent's business, and end this worker if the parent is killed or, by SIGTERM, gives up.
+
+    A parent that ignores SIGTERM, as one that a job script started so does, hands that on: its pool, broken by the death of one
+    worker, would wait for ever for the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -223,7 +223,9 @@ def _run_slowly(source: Path, target: Path, workers: int) -> None:
     run(source, target, workers=workers, make_transform=functools.partial(make_transform, seconds=0.002))
 
 
-def test_a_dead_worker_in_a_large_file_is_an_error(large_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN], ids=["", "where SIGTERM is ignored"])
+def test_a_dead_worker_in_a_large_file_is_an_error(handler, large_file: Path, tmp_path: Path) -> None:
+    signal.signal(signal.SIGTERM, handler)
     with pytest.raises(CorpusError, match="a worker process died"):
         run(large_file, tmp_path / "t", workers=2, make_transform=functools.partial(make_transform, dies_at="0-2001"))
     assert run(large_file, tmp_path / "t", workers=2).counts.dropped["broken_json"] == 1
