@@ -12,6 +12,7 @@ from pathlib import Path
 from launch.job import REPOSITORY, Job
 from launch.scheduler import command_of
 from megatron_jmed.config import RunConfig
+from megatron_jmed.run_folder import existing_parent
 from megatron_jmed.train.estimate import checkpoint_bytes
 
 _FEW_INODES = 100_000
@@ -19,8 +20,8 @@ _FEW_INODES = 100_000
 
 def disk_problems(config: RunConfig, job: Job) -> list[str]:
     """What the run folder's disk, the quota of the cluster file, the image and its mounts do not allow."""
-    folder = Path(config.run_folder).absolute()
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    folder = Path(config.run_folder)
+    existing = existing_parent(folder)
     found = []
     if not os.access(existing, os.W_OK):
         found.append(f"run_folder={config.run_folder}: you may not write in {existing}")

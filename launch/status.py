@@ -188,11 +188,17 @@ def main() -> None:
 
 def runs_of_sweep(path: Path) -> list[Path]:
     """The run folders of a sweep, in its order; [] if `path` is no sweep."""
+    return [path / name for name in read_sweep(path)["runs"]]
+
+
+def read_sweep(path: Path) -> dict[str, Any]:
+    """What sweep.json says; no runs if `path` is no sweep."""
     listed = path / "sweep.json"
     if not listed.exists():
-        return []
+        return {"runs": []}
     try:
-        return [path / name for name in json.loads(listed.read_text(encoding="utf-8"))["runs"]]
+        sweep = json.loads(listed.read_text(encoding="utf-8"))
+        return sweep | {"runs": [str(name) for name in sweep["runs"]]}
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{listed}: does not list a sweep's runs ({error!r}); run launch/sweep.py again, it writes it") from None
 

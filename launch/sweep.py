@@ -12,7 +12,6 @@ same command waits again.
 
 import argparse
 import itertools
-import json
 import re
 import shlex
 import sys
@@ -28,13 +27,13 @@ from launch.job import Job, job_problems
 from launch.login_checks import disk_problems, login_problems
 from launch.run_files import live_job, missing_files, prepare, submit_command
 from launch.scheduler import command_of
-from launch.status import Status, read_status, runs_of_sweep, span, table
+from launch.status import Status, read_status, read_sweep, runs_of_sweep, span, table
 from megatron_jmed.config import RunConfig, load_config, raise_problems
 from megatron_jmed.errors import ConfigError, run_tool, some_of
 from megatron_jmed.run_folder import RunFolder, changed_words, write_json
 
 MOST_POINTS = 1000
-FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 1, 60  # a look asks the queue once a run: ever more rarely
+FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 1, 60  # a look asks the queue for each run that has not ended: ever more rarely
 
 
 def main() -> None:
@@ -43,8 +42,10 @@ def main() -> None:
         runs = runs_of_sweep(words.table)
         if not runs:
             raise ConfigError(f"{words.table} is no sweep: it has no sweep.json; make one with launch/sweep.py")
-        found = _wait(words.table) if words.wait else [read_status(run) for run in runs]
-        _print_table(found, words.wait)
+        if words.wait:
+            _wait(words.table)
+        else:
+            print(*table([read_status(run) for run in runs]), sep="\n")
         return
     cluster = load_cluster(words.cluster)
     if cluster.scheduler != "slurm":
@@ -62,7 +63,7 @@ def main() -> None:
     if live := live_job(RunFolder(words.folder)):
         if words.yes and words.wait:  # this very command was killed while it waited
             _refuse_another_grid(words)
-            _print_table(_wait(words.folder), must_be_done=True)
+            _wait(words.folder)
             return
         raise ConfigError(f"job {live} runs this sweep; wait for it (launch/sweep.py --table {words.folder}), or end it: scancel "
                           f"{live.split()[0]}")
@@ -83,7 +84,7 @@ def main() -> None:
     job_id = submit_command(command, words.folder / "launch.json", {"cluster": cluster.name, "nodes": job.nodes, "runs": len(todo)})
     print(f"submitted   job {job_id}", flush=True)
     if words.wait:
-        _print_table(_wait(words.folder), must_be_done=True)
+        _wait(words.folder)
 
 
 def _asked(words: argparse.Namespace) -> dict[str, Any]:
@@ -91,25 +92,31 @@ def _asked(words: argparse.Namespace) -> dict[str, Any]:
 
 
 def _refuse_another_grid(words: argparse.Namespace) -> None:
-    listed = json.loads((words.folder / "sweep.json").read_text(encoding="utf-8"))
-    if different := [name for name, value in _asked(words).items() if listed[name] != value]:
+    listed = read_sweep(words.folder)
+    if different := [name for name, value in _asked(words).items() if listed.get(name) != value]:
         raise ConfigError(f"{words.folder}: a sweep with another {', '.join(different)} is running; wait for it: launch/sweep.py "
                           f"--table {words.folder} --wait")
 
 
-def _wait(folder: Path) -> list[Status]:
-    """Say how far a sweep is whenever that changes, until no run of it is queued; the last status of each run."""
-    said, seconds = "", FIRST_LOOK_SECONDS
+def _wait(folder: Path) -> None:
+    """Say how far a sweep is whenever that changes, until no run of it is queued; ConfigError if a run is then not done."""
+    runs, said, seconds = runs_of_sweep(folder), "", FIRST_LOOK_SECONDS
+    ended: dict[Path, Status] = {}  # they do not change any more
     while True:
         is_queued = live_job(RunFolder(folder)) is not None  # asked first: what ends meanwhile is seen in the files
-        found = [read_status(run) for run in runs_of_sweep(folder)]
+        found = [ended.get(run) or read_status(run) for run in runs]
+        ended = {status.run: status for status in found if status.state == "done" and not status.is_live}
         if (line := progress(found, is_queued)) != said:
             print(f"{datetime.now():%H:%M:%S}    {line}", flush=True)
             said = line
         if not is_queued and not any(status.is_live for status in found):
-            return found
+            break
         time.sleep(seconds)
         seconds = min(1.2 * seconds, LONGEST_LOOK_SECONDS)
+    print(*table(found), sep="\n", flush=True)
+    if undone := [str(status.run) for status in found if status.state != "done"]:
+        raise ConfigError(f"{len(undone)} of {len(found)} runs did not end well: {some_of(undone)}; launch/status.py RUN says why, "
+                          "and the same command runs them again")
 
 
 def progress(found: list[Status], is_queued: bool) -> str:
@@ -123,13 +130,6 @@ def progress(found: list[Status], is_queued: bool) -> str:
         left = sum(status.total_tokens - status.tokens for status in to_come)
         words.append(f"{rate:,.0f} tokens/s, {span(left / rate)} left")
     return "; ".join(words)
-
-
-def _print_table(found: list[Status], must_be_done: bool) -> None:
-    print(*table(found), sep="\n", flush=True)
-    if must_be_done and (undone := [str(status.run) for status in found if status.state != "done"]):
-        raise ConfigError(f"{len(undone)} of {len(found)} runs did not end well: {some_of(undone)}; launch/status.py RUN says why, "
-                          "and the same command runs them again")
 
 
 def points(recipe: str, grid: list[str], changes: list[str], folder: Path) -> dict[str, RunConfig]:

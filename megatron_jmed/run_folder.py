@@ -84,6 +84,11 @@ class RunFolder:
         return next(reversed(self.whole_checkpoints()), None)
 
 
+def existing_parent(path: Path) -> Path:
+    """The path itself or the nearest folder above it that is there: what a new folder would be made in."""
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+
+
 def load_state(checkpoint: Path) -> CheckpointState:
     """The state of a finished checkpoint; CheckpointError if it is none."""
     path = checkpoint / STATE_NAME

@@ -41,10 +41,12 @@ def main() -> None:
     asked_questions(args.exam, SittingSettings(**settings))  # a bad exam is refused before anything is exported
     if args.watch is None and not saved_weights(folder):
         raise ExamError(f"{args.run}: the run has saved no weights yet; wait for them with --watch SECONDS")
+    examined: set[str] = set()
     while True:
         is_done = folder.done.exists()  # asked first: what the run wrote before it was done is still looked at
-        for checkpoint in saved_weights(folder):
+        for checkpoint in [path for path in saved_weights(folder) if path.name not in examined]:
             examine(checkpoint, folder, args.exam, args.tokenizer, args.name or args.exam.resolve().stem, settings)
+            examined.add(checkpoint.name)
         shutil.rmtree(folder.path / EXPORTS, ignore_errors=True)
         if args.watch is None or is_done:
             return

@@ -16,7 +16,15 @@ from megatron_jmed.data.sources import budget_tokens, load_token_sets
 from megatron_jmed.errors import CheckpointError, ConfigError, CorpusError
 from megatron_jmed.model.precision import missing_for
 from megatron_jmed.model.transformer import transformer_config
-from megatron_jmed.run_folder import CheckpointState, RunFolder, changed_words, check_same_model, file_sum, load_state
+from megatron_jmed.run_folder import (
+    CheckpointState,
+    RunFolder,
+    changed_words,
+    check_same_model,
+    existing_parent,
+    file_sum,
+    load_state,
+)
 from megatron_jmed.train.estimate import checkpoint_bytes, source_plans
 
 
@@ -88,7 +96,7 @@ def _find_beginning(config: RunConfig) -> tuple[Path | None, CheckpointState | N
 def _folder_problems(config: RunConfig) -> list[str]:
     """A folder that cannot be written to, or of something else, whose config.json the run would write over."""
     path = RunFolder(config.run_folder).config
-    existing = next(parent for parent in (path.parent.absolute(), *path.parent.absolute().parents) if parent.exists())
+    existing = existing_parent(path.parent)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         what = "cannot be written to" if existing.is_dir() else "is a file"
         return [f"run_folder={config.run_folder}: {existing} {what}; name another folder"]
@@ -105,9 +113,7 @@ def _folder_problems(config: RunConfig) -> list[str]:
 
 def _disk_problems(config: RunConfig) -> list[str]:
     """Whether the disk of the run folder has room for the next checkpoint (a quota below the disk's size is not seen)."""
-    folder = Path(config.run_folder).absolute()
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free, needed = shutil.disk_usage(existing).free, checkpoint_bytes(config)
+    free, needed = shutil.disk_usage(existing_parent(Path(config.run_folder))).free, checkpoint_bytes(config)
     return [] if free >= needed else [f"run_folder={config.run_folder}: the disk has {free / 1e9:.3g} GB free, and one checkpoint "
                                       f"needs {needed / 1e9:.3g} GB; make room, or name another disk"]
 
